@@ -1,0 +1,241 @@
+"""tunesmith.yaml -> one typed Config, or all of its errors at once.
+
+Every error reads `file:line:column: key: rule. Received: value`, with "did you mean" for an unknown key. `--set
+train.learning_rate=1e-4` passes the same check. Nothing here touches the disk but the file itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from tunesmith.data.settings import DataSection
+from tunesmith.errors import ConfigError, NotFoundError
+from tunesmith.evaluate.settings import CalibrateSection, EvaluateSection
+from tunesmith.models.settings import ModelSection, TaskSection
+from tunesmith.registry.settings import RegistrySection
+from tunesmith.review.settings import ReviewSection
+from tunesmith.section import Section
+from tunesmith.serve.settings import ServeSection
+from tunesmith.train.settings import TrainSection
+
+FILE_NAME = "tunesmith.yaml"
+
+
+class Config(Section):
+    """One project. The keys are the stages, in flow order."""
+
+    project: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    """Name of the project: letters, digits, dot, dash and underscore."""
+    task: TaskSection
+    """What is decided about each document."""
+    data: DataSection
+    """documents -> records -> dataset version."""
+    model: ModelSection
+    """The base model."""
+    train: TrainSection = TrainSection()
+    """dataset version -> run."""
+    evaluate: EvaluateSection = EvaluateSection()
+    """run -> evaluation."""
+    calibrate: CalibrateSection = CalibrateSection()
+    """evaluation -> honest confidence."""
+    registry: RegistrySection = RegistrySection()
+    """run + evaluation -> model version."""
+    serve: ServeSection = ServeSection()
+    """model version -> deployment -> prediction."""
+    review: ReviewSection = ReviewSection()
+    """prediction -> feedback -> the next records."""
+
+    @property
+    def model_name(self) -> str:
+        """Name under which runs are registered."""
+        return self.registry.name or self.project
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read and check a project file.
+
+    Args:
+        path: The YAML file.
+        overrides: `key.path=value` strings; values are YAML.
+
+    Raises:
+        NotFoundError: the file does not exist.
+        ConfigError: one or more rules are broken; the message lists all of them, a line each.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise NotFoundError(f"No project file at {path}.", hint="tunesmith init DIR") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path.name}: must be UTF-8. Received: byte {error.object[error.start]:#04x} at offset {error.start}.") from None
+    tree = _parse(text, path.name)
+    positions = dict(_positions(tree, ()))
+    given = _plain(tree)
+    for override in overrides:
+        _override(given, positions, override)
+    try:
+        return Config.model_validate(given)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        # pydantic also reports a list as too short when one of its items failed: say only the cause.
+        causes = [item for item in found if not any(_is_inside(other["loc"], item["loc"]) for other in found)]
+        lines = [_describe(item, positions, path.name) for item in causes]
+        raise ConfigError("\n".join(dict.fromkeys(lines)), hint="tunesmith config explain") from None
+
+
+def _parse(text: str, name: str) -> CommentedMap:
+    try:
+        tree = YAML(typ="rt").load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{mark.line + 1}:{mark.column + 1}" if mark else "1:1"
+        raise ConfigError(f"{name}:{where}: not valid YAML: {error.problem or error.context}.") from None
+    except YAMLError as error:
+        raise ConfigError(f"{name}:1:1: not valid YAML: {error}.") from None
+    if not isinstance(tree, CommentedMap):
+        raise ConfigError(f"{name}:1:1: must be a mapping of keys. Received: {type(tree).__name__}.", hint="tunesmith init DIR")
+    return tree
+
+
+def _positions(node: object, at: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], tuple[int, int]]]:
+    """Yield key path -> (line, column), both counted from 1."""
+    children: Iterator[tuple[Any, Any]] | enumerate[Any]
+    if isinstance(node, CommentedMap):
+        children = iter(node.items())
+    elif isinstance(node, CommentedSeq):
+        children = enumerate(node)
+    else:
+        return
+    for key, value in children:
+        line, column = node.lc.key(key) if isinstance(node, CommentedMap) else node.lc.item(key)
+        yield (*at, key), (line + 1, column + 1)
+        yield from _positions(value, (*at, key))
+
+
+def _plain(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    return node
+
+
+def _override(given: dict[str, Any], positions: dict[tuple[str | int, ...], tuple[int, int]], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set must read KEY.PATH=VALUE. Received: {override!r}.", hint="tunesmith config explain")
+    try:
+        parsed = _plain(YAML(typ="safe").load(value))
+    except YAMLError:
+        raise ConfigError(f"--set {key}: the value is not valid YAML. Received: {value!r}.") from None
+    *parents, last = key.split(".")
+    node: Any = given
+    for position, parent in enumerate(parents):
+        node = node[int(parent)] if isinstance(node, list) and parent.isdigit() and int(parent) < len(node) else node.setdefault(parent, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"--set {key}: '{'.'.join(parents[: position + 1])}' holds no keys.", hint="tunesmith config explain")
+    if isinstance(node, list):
+        raise ConfigError(f"--set {key}: give the whole list, as {'.'.join(parents)}=[...].")
+    node[last] = parsed
+    positions[tuple(key.split("."))] = (0, 0)
+
+
+def _describe(item: Any, positions: dict[tuple[str | int, ...], tuple[int, int]], name: str) -> str:
+    loc: tuple[str | int, ...] = item["loc"]
+    at = loc
+    while at and at not in positions:
+        at = at[:-1]
+    line, column = positions.get(at, (1, 1))
+    where = "--set" if line == 0 else f"{name}:{line}:{column}"
+    key = ".".join(str(part) for part in loc) or "the file"
+    received = item["input"]
+    match item["type"]:
+        case "extra_forbidden":
+            known = _keys_at(loc[:-1])
+            near = difflib.get_close_matches(str(loc[-1]), known, n=1)
+            rule = f"unknown key. Did you mean '{near[0]}'?" if near else f"unknown key. Known: {', '.join(known)}."
+            return f"{where}: {key}: {rule}"
+        case "missing":
+            return f"{where}: {key}: required, and missing."
+        case "value_error":
+            return f"{where}: {key}: {item['ctx']['error']}."
+        case _:
+            message = item["msg"][0].lower() + item["msg"][1:]
+            return f"{where}: {key}: {message}. Received: {_short(received)}."
+
+
+def _is_inside(loc: Sequence[str | int], outer: Sequence[str | int]) -> bool:
+    return len(loc) > len(outer) and loc[: len(outer)] == outer
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _keys_at(loc: Sequence[str | int]) -> list[str]:
+    """Return the keys that a section knows, following a key path from the root."""
+    model: type[BaseModel] = Config
+    for part in loc:
+        if isinstance(part, int) or part not in model.model_fields:
+            continue
+        found = _section_of(model.model_fields[part].annotation)
+        if found is None:
+            return []
+        model = found
+    return list(model.model_fields)
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for argument in get_args(annotation) if (found := _section_of(argument))), None)
+
+
+def explain(prefix: str = "") -> list[dict[str, str]]:
+    """List every key with its type, default and description.
+
+    Args:
+        prefix: Only keys that start with this path, for example `train`.
+
+    Raises:
+        NotFoundError: no key starts with the prefix.
+    """
+    rows = list(_explain(Config, ""))
+    chosen = [row for row in rows if row["key"] == prefix or row["key"].startswith(f"{prefix}.") or not prefix]
+    if not chosen:
+        near = difflib.get_close_matches(prefix, [row["key"] for row in rows], n=1)
+        raise NotFoundError(f"No key {prefix!r}.", hint=f"tunesmith config explain {near[0]}" if near else "tunesmith config explain")
+    return chosen
+
+
+def _explain(model: type[BaseModel], at: str) -> Iterator[dict[str, str]]:
+    for name, field in model.model_fields.items():
+        key = f"{at}{name}"
+        section = _section_of(field.annotation)
+        many = section is not None and "tuple" in str(field.annotation)
+        default = "required" if field.is_required() else "" if section else _short(field.default if field.default_factory is None else field.default_factory())  # type: ignore[call-arg]
+        kind = "list" if many else "section" if section else _type_name(field.annotation)
+        yield {"key": key, "type": kind, "default": default, "description": field.description or ""}
+        if section:
+            yield from _explain(section, f"{key}[]." if many else f"{key}.")
+
+
+def _type_name(annotation: Any) -> str:
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation.__name__
+    return str(annotation).replace("typing.", "").replace("NoneType", "None")
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of tunesmith.yaml, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}

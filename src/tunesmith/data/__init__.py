@@ -1,0 +1,1 @@
+"""documents -> records -> dataset version."""

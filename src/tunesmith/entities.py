@@ -1,0 +1,255 @@
+"""The nouns, in flow order, and how they get their ids.
+
+    Document -> Record -> DatasetVersion -> Run -> Evaluation -> ModelVersion -> Deployment -> Prediction -> Feedback
+
+What is computed has an id that names its inputs: a prefix and a hash of the parents' ids, the resolved settings and the
+step's STEP_VERSION. What happens (a prediction, a feedback) has a UUIDv7, which sorts by time. Between stages documents
+and records travel as Polars frames with the columns of `frame_schema`; the objects here live at the edges.
+
+All times are UTC, ISO 8601. All confidences are ratios in [0, 1].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Split = Literal["train", "validation", "calibration", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+def content_id(prefix: str, *parts: Any) -> str:
+    """Return `prefix_` and 16 hex digits that depend on every part.
+
+    Args:
+        prefix: The noun's prefix, without the underscore.
+        parts: Anything JSON can hold; mappings are sorted by key, so that equal content gives an equal id.
+    """
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return f"{prefix}_{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
+
+
+def event_id(prefix: str) -> str:
+    """Return `prefix_` and a UUIDv7 in hex: 48 bits of milliseconds, then random bits (RFC 9562, section 5.7)."""
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return f"{prefix}_{value:032x}"
+
+
+def utc_now() -> str:
+    """Return the present moment, UTC, ISO 8601 with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+class Noun(BaseModel):
+    """A frozen thing with an id. `prefix` is what its ids start with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    prefix: ClassVar[str]
+
+    id: str
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Ids of what this was made from."""
+        return ()
+
+    @classmethod
+    def frame_schema(cls) -> dict[str, pl.DataType | type[pl.DataType]]:
+        """Return column name -> Polars type for a frame of this noun."""
+        import polars as pl
+
+        kinds: dict[str, type[pl.DataType]] = {"str": pl.String, "int": pl.Int64, "float": pl.Float64, "bool": pl.Boolean}
+        return {
+            name: kinds[str(field.annotation.__name__ if isinstance(field.annotation, type) else "str")]
+            for name, field in cls.model_fields.items()
+        }
+
+
+class Document(Noun):
+    """Source text as read. Its id hashes its address and its bytes, so that two sources of one text stay two documents."""
+
+    prefix = "doc"
+    source: str
+    """Path relative to the project, or URI."""
+    source_line: int
+    """First line of the row in its file, counted from 1; 1 for a whole file."""
+    content_sha256: str
+    text: str
+    label: str
+    """What the source says the answer is; empty when it says nothing."""
+
+
+class Record(Noun):
+    """One text and one target made from a document."""
+
+    prefix = "rec"
+    document_id: str
+    text: str
+    label: str
+    split: str
+    source: str
+    source_line: int
+    origin: str
+    """`source` as read, `feedback` corrected or confirmed by a person."""
+    feedback_id: str
+    """The judgement behind it when origin is `feedback`, else empty."""
+    supersedes: str
+    """Id of the record that this one corrects, else empty."""
+
+
+class DatasetVersion(Noun):
+    """Frozen records in disjoint splits."""
+
+    prefix = "dsv"
+    parent: str | None = None
+    reason: str = ""
+    path: str
+    """Folder relative to the project: records.parquet, dropped.parquet, manifest.json."""
+    sha256: str
+    """Of records.parquet."""
+    rows: dict[str, int]
+    """Split -> number of records."""
+    dropped: dict[str, int]
+    """Reason -> number of rows that were not used."""
+    labels: tuple[str, ...]
+    created_at: str
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        return (self.parent,) if self.parent else ()
+
+
+class Run(Noun):
+    """One training run that finished."""
+
+    prefix = "run"
+    dataset_version_id: str
+    path: str
+    base_model: str
+    base_sha256: str
+    strategy: str
+    seed: int
+    steps: int
+    train_loss: float
+    seconds: float
+    peak_memory_bytes: int
+    supervised_tokens: int
+    tokens: int
+    adapter_sha256: str
+    created_at: str
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        return (self.dataset_version_id,)
+
+
+class Evaluation(Noun):
+    """What a run scored on the validation, calibration and test splits, beside the base model and a classical baseline."""
+
+    prefix = "evl"
+    run_id: str
+    dataset_version_id: str
+    path: str
+    n_test: int
+    accuracy: float
+    seconds: float
+    created_at: str
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        return (self.run_id, self.dataset_version_id)
+
+
+class ModelVersion(Noun):
+    """A registered run: base, adapter, chat template, label space and calibrator in one folder."""
+
+    prefix = "mdl"
+    run_id: str
+    evaluation_id: str
+    name: str
+    version: int
+    path: str
+    sha256: str
+    """Of the folder's manifest, which holds the digest of every file in it."""
+    created_at: str
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        return (self.run_id, self.evaluation_id)
+
+
+class Deployment(Noun):
+    """Model versions that share traffic; each is a variant."""
+
+    prefix = "dep"
+    name: str
+    variants: dict[str, str]
+    """Variant name -> model version id."""
+    created_at: str
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        return tuple(self.variants.values())
+
+
+class Prediction(Noun):
+    """One answer to one request."""
+
+    prefix = "prd"
+    deployment_id: str
+    model_version_id: str
+    variant: str
+    text: str
+    text_sha256: str
+    label: str
+    confidence_raw: float = Field(ge=0, le=1)
+    confidence: float = Field(ge=0, le=1)
+    scores: dict[str, float]
+    """Label -> uncalibrated logit, so that a new calibrator needs no new inference."""
+    latency_seconds: float
+    created_at: str
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        return (self.deployment_id, self.model_version_id)
+
+
+class Feedback(Noun):
+    """A judgement on a prediction: a boolean, a float, a comment or a demonstration (the right answer)."""
+
+    prefix = "fbk"
+    prediction_id: str
+    event_id: str
+    """The sender's idempotency key."""
+    kind: Literal["boolean", "float", "comment", "demonstration"]
+    value: bool | float | str
+    actor: str
+    created_at: str
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        return (self.prediction_id,)
+
+
+NOUNS: tuple[type[Noun], ...] = (
+    Document,
+    Record,
+    DatasetVersion,
+    Run,
+    Evaluation,
+    ModelVersion,
+    Deployment,
+    Prediction,
+    Feedback,
+)

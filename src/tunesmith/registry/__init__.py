@@ -1,0 +1,1 @@
+"""run + evaluation -> model version."""

@@ -1,0 +1,1 @@
+"""prediction -> feedback -> the next records."""

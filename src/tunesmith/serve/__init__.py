@@ -1,0 +1,1 @@
+"""model version -> deployment -> prediction."""

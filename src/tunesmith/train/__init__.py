@@ -1,0 +1,1 @@
+"""dataset version -> run."""

@@ -1,0 +1,68 @@
+"""Section `train`: how the base model learns. Keys carry the names known from Hugging Face, PEFT and Axolotl."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tunesmith.section import Section
+
+
+class TrainSection(Section):
+    """One training run."""
+
+    strategy: str = "lora"
+    """Name of a strategy plug-in; `lora` trains low-rank adapters on a frozen base."""
+    max_length: int = Field(default=256, ge=16)
+    """Most tokens of one record: prompt, text, answer and stop token. Evaluation and serving cut at the same place."""
+    excess_length_strategy: Literal["raise", "drop", "truncate", "split"] = "raise"
+    """Rows that do not fit: `raise` stops, `drop` leaves them out of training, `truncate` cuts the text, `split` makes several rows. Never silent: the plan names them. A text to be predicted is cut as `truncate_keep` says."""
+    truncate_keep: Literal["start", "ends"] = "start"
+    """What a cut keeps of the text: its start, or both ends (60 % start, 40 % end)."""
+    lora_r: int = Field(default=16, ge=1)
+    """Rank of the adapters."""
+    lora_alpha: float = Field(default=32, gt=0)
+    """Scale of the adapters; their output is multiplied by lora_alpha / lora_r."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapters' input. Above 0 needs `model.forward: plain`."""
+    lora_target_modules: str | tuple[str, ...] = "all-linear"
+    """Modules that get adapters: `all-linear` or a list of names."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of AdamW."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after the warm-up."""
+    warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises from 0."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay on the adapters."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    num_train_epochs: int = Field(default=1, ge=1)
+    """Passes over the train split."""
+    max_steps: int = Field(default=-1, ge=-1)
+    """Stop after this many steps; -1 trains all epochs."""
+    per_device_train_batch_size: int = Field(default=16, ge=1)
+    """Records a forward pass."""
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Forward passes a step; the gradient is exactly that of the full batch."""
+    group_by_length: bool = True
+    """Batch records of like length, which leaves little padding; the order of batches stays random."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of adapters and batch order."""
+    save_steps: int = Field(default=50, ge=1)
+    """Steps between checkpoints. The last step is always saved."""
+    save_total_limit: int = Field(default=2, ge=1)
+    """Checkpoints to keep; an older one goes only when a newer one is complete."""
+    logging_steps: int = Field(default=10, ge=1)
+    """Steps between logged losses."""
+    resume_from_checkpoint: Literal["auto", "never"] = "auto"
+    """`auto` continues an interrupted run from its newest complete checkpoint; `never` starts it again."""
+    report_to: tuple[Literal["mlflow"], ...] = ("mlflow",)
+    """Trackers. An empty list keeps the run's figures in its folder only."""
+    max_memory_gb: float | None = Field(default=None, gt=0)
+    """Refuse to start (exit 4) when the upper end of the planned peak memory, in GB (10^9 bytes), is above this."""
+    max_hours: float | None = Field(default=None, gt=0)
+    """Refuse to start (exit 4) when the upper end of the planned training time is above this."""
+    max_disk_gb: float | None = Field(default=None, gt=0)
+    """Refuse to start (exit 4) when the planned disk use, in GB, is above this."""
