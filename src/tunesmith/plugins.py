@@ -1,7 +1,7 @@
 """All built-in plug-ins at one glance, and the door for third parties.
 
 YAML names a plug-in; this table says where it lives. A package adds its own with an entry point in the group
-`tunesmith.SEAM`, for example `tunesmith.strategy`. Nothing is imported before it is used.
+`tunesmith.SEAM`, for example `tunesmith.calibrator`. Nothing is imported before it is used.
 """
 
 from __future__ import annotations
@@ -14,10 +14,6 @@ from typing import Any
 from tunesmith.errors import ConfigError
 
 BUILT_IN: dict[str, dict[str, str]] = {
-    "strategy": {
-        "lora": "tunesmith.train.strategies:Lora",
-        "full": "tunesmith.train.strategies:Full",
-    },
     "calibrator": {
         "temperature": "tunesmith.evaluate.calibration:Temperature",
         "platt": "tunesmith.evaluate.calibration:Platt",

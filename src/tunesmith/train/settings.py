@@ -12,8 +12,8 @@ from tunesmith.section import Section
 class TrainSection(Section):
     """One training run."""
 
-    strategy: str = "lora"
-    """Name of a strategy plug-in; `lora` trains low-rank adapters on a frozen base."""
+    strategy: Literal["lora"] = "lora"
+    """How the base model learns: `lora` trains low-rank adapters beside its frozen weights."""
     max_length: int = Field(default=256, ge=16)
     """Most tokens of one record: prompt, text, answer and stop token. Evaluation and serving cut at the same place."""
     excess_length_strategy: Literal["raise", "drop", "truncate", "split"] = "raise"

@@ -1,0 +1,80 @@
+"""Rows of token ids -> the tensors of one forward pass.
+
+A batch holds the shared prefix once, the rows padded on the right to the longest, and the places where something is
+predicted. Right padding needs no mask under causal attention: no real token looks to its right. Padding is told by the
+positions, never by a token id, so a pad token that equals the stop token is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass.
+
+    Attributes:
+        prefix: shape (n_prefix,). Token ids that every row starts with; may be empty.
+        input_ids: shape (n_rows, n_columns). Token ids after the prefix, padded on the right with 0.
+        positions: shape (n_positions,). Places in the flattened `input_ids` whose next token is asked for.
+        targets: shape (n_positions,). The right next tokens; empty when only scoring.
+    """
+
+    prefix: Tensor
+    input_ids: Tensor
+    positions: Tensor
+    targets: Tensor
+
+
+def training_batch(prefix: Sequence[int], prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Batch:
+    """Build a batch that supervises every answer token, the stop token included.
+
+    Args:
+        prefix: Token ids shared by all rows.
+        prompts: Per row, the token ids after the prefix and before the answer; at least one.
+        answers: Per row, the answer's token ids with the stop token last.
+    """
+    input_ids = _pad([[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)])
+    width = input_ids.shape[1]
+    starts = [row * width + len(prompt) - 1 for row, prompt in enumerate(prompts)]
+    positions = [start + step for start, answer in zip(starts, answers, strict=True) for step in range(len(answer))]
+    return Batch(torch.tensor(prefix, dtype=torch.long), input_ids, torch.tensor(positions), torch.tensor([token for answer in answers for token in answer]))
+
+
+def scoring_batch(prefix: Sequence[int], rows: Sequence[Sequence[int]]) -> Batch:
+    """Build a batch that asks for the token after the last one of each row."""
+    input_ids = _pad(rows)
+    positions = [row * input_ids.shape[1] + len(ids) - 1 for row, ids in enumerate(rows)]
+    return Batch(torch.tensor(prefix, dtype=torch.long), input_ids, torch.tensor(positions), torch.empty(0, dtype=torch.long))
+
+
+def _pad(rows: Sequence[Sequence[int]]) -> Tensor:
+    padded = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for row, ids in enumerate(rows):
+        padded[row, : len(ids)] = torch.tensor(ids)
+    return padded
+
+
+def length_grouped(lengths: Sequence[int], batch_size: int, *, seed: int) -> list[list[int]]:
+    """Shuffle row indices into batches of rows of like length, in random order.
+
+    Rows are shuffled, sorted by length within blocks of 50 batches, cut into batches, and the batches are shuffled: as in
+    `group_by_length` of transformers. The same seed gives the same batches on any machine.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(len(lengths), generator=generator).tolist()
+    block = 50 * batch_size
+    ordered = [index for at in range(0, len(shuffled), block) for index in sorted(shuffled[at : at + block], key=lambda row: lengths[row])]
+    batches = [ordered[at : at + batch_size] for at in range(0, len(ordered), batch_size)]
+    return [batches[position] for position in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def shuffled(n_rows: int, batch_size: int, *, seed: int) -> list[list[int]]:
+    """Shuffle row indices into batches, lengths mixed."""
+    order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed)).tolist()
+    return [order[at : at + batch_size] for at in range(0, n_rows, batch_size)]

@@ -1,0 +1,136 @@
+"""From a text to token ids, the same way in training, evaluation and serving.
+
+Every prompt of a task is `prefix + text + suffix`: the chat template is rendered once around a marker, and what stands
+before and after it is the same for all records. The prefix holds the instruction and the answers to choose from, so that
+one batch can compute it once. The text is cut when the record does not fit, and special tokens that stand in it are
+encoded as plain characters: a document cannot end the user's turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from tunesmith.errors import ConfigError
+from tunesmith.models.settings import TaskSection
+
+Keep = Literal["start", "ends"]
+_MARKER = "\u2063text\u2063"  # invisible separators: no template holds them
+_SHARE_OF_START = 0.6
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids of a task's prompts and answers for one tokenizer.
+
+    Args:
+        tokenizer: A fast Hugging Face tokenizer with a chat template.
+        task: The label space and the instruction.
+        max_length: Most tokens of prompt, answer and stop token together.
+        keep: Which part of a text survives a cut.
+
+    Raises:
+        ConfigError: the tokenizer has no chat template or stop token, or the prompt alone fills max_length.
+    """
+
+    tokenizer: Any
+    task: TaskSection
+    max_length: int
+    keep: Keep = "start"
+
+    def __post_init__(self) -> None:
+        if not self.tokenizer.chat_template:
+            raise ConfigError("The base model must come with a chat template. Received: a tokenizer without one.", hint="Choose an instruction-tuned base model.")
+        if self.tokenizer.eos_token_id is None:
+            raise ConfigError("The base model must have a stop token. Received: a tokenizer without eos_token.")
+        if self.text_budget < 8:
+            needed = self.max_length - self.text_budget + 8
+            raise ConfigError(
+                f"train.max_length must leave at least 8 tokens for the text. Received: {self.max_length}, of which {needed - 8} are prompt and answer.",
+                hint=f"tunesmith plan --set train.max_length={needed + 100}",
+            )
+
+    @cached_property
+    def instruction(self) -> str:
+        """The system message: what to do and the answers to choose from."""
+        return f"{self.task.instruction} Answer with one of: {', '.join(label.written for label in self.task.labels)}."
+
+    def render(self, text: str) -> str:
+        """Return the prompt for a text as the chat template writes it, up to where the answer starts."""
+        before, after = self._frame
+        return before + text + after
+
+    @cached_property
+    def _frame(self) -> tuple[str, str]:
+        messages = [{"role": "system", "content": self.instruction}, {"role": "user", "content": _MARKER}]
+        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        before, marker, after = rendered.partition(_MARKER)
+        if not marker:
+            raise ConfigError("The chat template must keep the user's message as it is. Received: a template that changes it.")
+        return before, after
+
+    @cached_property
+    def prefix(self) -> list[int]:
+        """Token ids before the text, equal for all records."""
+        return self._encode([self._frame[0]], special=True)[0]
+
+    @cached_property
+    def suffix(self) -> list[int]:
+        """Token ids between the text and the answer."""
+        return self._encode([self._frame[1]], special=True)[0]
+
+    @cached_property
+    def answers(self) -> tuple[tuple[int, ...], ...]:
+        """Per label, the token ids of its answer and the stop token."""
+        written = [label.written for label in self.task.labels]
+        return tuple((*ids, self.tokenizer.eos_token_id) for ids in self._encode(written, special=False))
+
+    @cached_property
+    def text_budget(self) -> int:
+        """Most tokens that a text may have, so that any answer fits behind it."""
+        return self.max_length - len(self.prefix) - len(self.suffix) - max(len(answer) for answer in self.answers)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text, uncut."""
+        return self._encode(texts, special=False)
+
+    def cut(self, text_ids: list[int]) -> list[int]:
+        """Return text token ids that fit the budget: all of them, the start, or 60 % from the start and the rest from the end."""
+        budget = self.text_budget
+        if len(text_ids) <= budget:
+            return text_ids
+        if self.keep == "start":
+            return text_ids[:budget]
+        start = int(budget * _SHARE_OF_START)
+        return text_ids[:start] + text_ids[len(text_ids) - (budget - start) :]
+
+    def split(self, text_ids: list[int]) -> list[list[int]]:
+        """Return consecutive pieces of a text that each fit the budget."""
+        return [text_ids[at : at + self.text_budget] for at in range(0, max(len(text_ids), 1), self.text_budget)]
+
+    def rows(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return per text the token ids after the prefix, cut to fit: what a forward pass reads."""
+        return [self.cut(ids) + self.suffix for ids in self.encode(texts)]
+
+    def _encode(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.encode_special_tokens = not special
+        try:
+            return [encoding.ids for encoding in backend.encode_batch(list(texts), add_special_tokens=False)]
+        finally:
+            backend.encode_special_tokens = False
+
+    def round_trips(self, texts: Sequence[str]) -> bool:
+        """Whether encoding in pieces gives the ids that encoding the rendered prompt as a whole gives, and decoding gives the prompt back.
+
+        Texts that hold special tokens are passed over: there the two differ on purpose.
+        """
+        special = set(self.tokenizer.all_special_tokens)
+        plain = [text for text in texts if not any(token in text for token in special)]
+        whole = self._encode([self.render(text) for text in plain], special=True)
+        pieces = [self.prefix + ids + self.suffix for ids in self.encode(plain)]
+        decoded = [self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) for ids in pieces]
+        return whole == pieces and decoded == [self.render(text) for text in plain]
