@@ -1,0 +1,237 @@
+"""Make a stated confidence mean what it says.
+
+A calibrator maps logits, shape (n, n_labels), to probabilities of the same shape. Every one here keeps the answer: it
+changes how sure the model is, never what it says. It is fitted on the calibration split and on nothing else, is saved
+as a few numbers in JSON, and is applied with numpy alone, so that serving needs no scipy.
+
+Seam `calibrator`, named in `plugins.py`; a third-party class offers the same four methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tunesmith import plugins
+from tunesmith.errors import DataError
+from tunesmith.evaluate.metrics import ExpectedCalibrationError, FloatArray, IntArray, answers, is_correct
+
+TEMPERATURES = (0.05, 20.0)
+"""Range that is searched. On answers that are all right the best temperature is 0, which would state certainty."""
+
+FOLDS = 5
+
+
+class Calibrator(Protocol):
+    """What the seam `calibrator` asks of a class."""
+
+    @classmethod
+    def fit(cls, logits: FloatArray, y: IntArray) -> Self:
+        """Fit to the logits, shape (n, n_labels), and right labels, shape (n,), of the calibration split."""
+
+    def probabilities(self, logits: ArrayLike) -> FloatArray:
+        """Return probabilities, shape (n, n_labels); rows sum to 1 and have their maximum where the logits have it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the parameters and the key `method`, the plug-in's name; JSON can hold it."""
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Self:
+        """Undo `to_dict`."""
+
+
+class _Parameters:
+    """JSON for a frozen dataclass of numbers that has a plug-in name."""
+
+    method = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the parameters and the key `method`."""
+        return {"method": self.method, **asdict(self)}  # type: ignore[call-overload]
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Self:
+        """Undo `to_dict`."""
+        return cls(**{key: float(value) for key, value in saved.items() if key != "method"})
+
+
+@dataclass(frozen=True)
+class Uncalibrated(_Parameters):
+    """Softmax, as the model states it."""
+
+    method = "none"
+
+    @classmethod
+    def fit(cls, logits: FloatArray, y: IntArray) -> Self:
+        """Learn nothing."""
+        return cls()
+
+    def probabilities(self, logits: ArrayLike) -> FloatArray:
+        """Return softmax(logits)."""
+        return softmax(logits)
+
+
+@dataclass(frozen=True)
+class Temperature(_Parameters):
+    """Softmax of the logits over one temperature; above 1 it makes the model less sure.
+
+    Source:
+        Guo et al. 2017, On Calibration of Modern Neural Networks, section 4.2, equation 9.
+    """
+
+    method = "temperature"
+    temperature: float
+
+    @classmethod
+    def fit(cls, logits: FloatArray, y: IntArray) -> Self:
+        """Find the temperature, in `TEMPERATURES`, with the lowest mean negative log-likelihood of the right label."""
+        from scipy.optimize import minimize_scalar  # here, because serving loads this module without scipy
+
+        def loss(log_temperature: float) -> float:
+            scaled = logits / np.exp(log_temperature)
+            return float(np.mean(_log_sum_exp(scaled) - scaled[np.arange(len(y)), y]))
+
+        found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded")
+        return cls(float(np.exp(found.x)))
+
+    def probabilities(self, logits: ArrayLike) -> FloatArray:
+        """Return softmax(logits / temperature)."""
+        return softmax(logits, self.temperature)
+
+
+@dataclass(frozen=True)
+class Platt(_Parameters):
+    """A logistic curve on the confidence: q = sigmoid(slope * logit(confidence) + intercept), slope 0 or more.
+
+    q becomes the probability of the answer; the other labels share 1 - q in their softmax proportions. Where that would
+    lift the runner-up above the answer, q is raised to the runner-up's level: with two labels no answer is below 0.5.
+
+    Source:
+        Platt 1999, Probabilistic Outputs for Support Vector Machines, section 2.2, with its smoothed targets; applied to
+        the top label instead of one class, so that the answer stays.
+    """
+
+    method = "platt"
+    slope: float
+    intercept: float
+
+    @classmethod
+    def fit(cls, logits: FloatArray, y: IntArray) -> Self:
+        """Find slope and intercept with the lowest log loss against (N+ + 1) / (N+ + 2) for right and 1 / (N- + 2) for wrong answers."""
+        from scipy.optimize import minimize
+        from scipy.special import expit
+
+        margin, right = _margin(logits), is_correct(y, logits)
+        target = np.where(right, (right.sum() + 1) / (right.sum() + 2), 1 / ((~right).sum() + 2))
+
+        def loss(parameters: FloatArray) -> tuple[float, FloatArray]:
+            score = parameters[0] * margin + parameters[1]
+            gap = expit(score) - target
+            return float(np.mean(np.logaddexp(0, score) - target * score)), np.array([np.mean(gap * margin), np.mean(gap)])
+
+        found = minimize(loss, x0=[1.0, 0.0], jac=True, bounds=[(0, None), (None, None)], method="L-BFGS-B")
+        return cls(float(found.x[0]), float(found.x[1]))
+
+    def probabilities(self, logits: ArrayLike) -> FloatArray:
+        """Return q for the answer and shares of 1 - q for the others."""
+        logits = np.asarray(logits, dtype=np.float64)
+        row, top = np.arange(len(logits)), answers(logits)
+        others = logits.copy()
+        others[row, top] = -np.inf
+        shares = softmax(others)
+        runner_up = shares.max(axis=1)
+        q = np.maximum(_sigmoid(self.slope * _margin(logits) + self.intercept), runner_up / (1 + runner_up))
+        result = shares * (1 - q)[:, None]
+        result[row, top] = q
+        return _keep_answer(result, top)
+
+
+def choose_calibrator(
+    logits: ArrayLike, y: ArrayLike, method: str = "auto", seed: int = 0, *, n_bins: int = 15
+) -> tuple[Calibrator, dict[str, dict[str, float]]]:
+    """Fit the calibrator that is named, or the best one.
+
+    Candidates are compared by five-fold cross-validation on these records. What counts is the log loss of the confidence
+    against whether the answer was right, because the confidence is what people act on; how the rest is spread over the
+    other labels does not matter. Of equals, `none` wins.
+
+    Args:
+        logits: shape (n, n_labels). Of the calibration split, never of another.
+        y: shape (n,). Right label of each record, an index.
+        method: A plug-in's name, or `auto` for the lowest log loss.
+        seed: Seed of the folds.
+        n_bins: Bins of the calibration error in the table.
+
+    Returns:
+        The calibrator, fitted on all records, and method -> `log_loss` (nats) and `expected_calibration_error`, both
+        cross-validated. The table is complete whatever the method.
+
+    Raises:
+        ConfigError: no calibrator has that name.
+        DataError: fewer than two records, or labels and logits do not fit each other.
+    """
+    logits, y = np.asarray(logits, dtype=np.float64), np.asarray(y, dtype=np.int64)
+    if logits.ndim != 2 or y.shape != logits.shape[:1] or len(y) < 2 or not np.isfinite(logits).all():
+        raise DataError(f"Calibration needs two records or more, with finite logits. Received: logits {logits.shape}, labels {y.shape}.")
+    fold = np.random.default_rng(seed).permutation(len(y)) % min(FOLDS, len(y))
+    names = sorted(plugins.available("calibrator"), key=lambda name: name != "none")
+    table = {name: _cross_validate(plugins.load("calibrator", name), logits, y, fold, n_bins) for name in names}
+    chosen = min(names, key=lambda name: table[name]["log_loss"]) if method == "auto" else method
+    kind: type[Calibrator] = plugins.load("calibrator", chosen)
+    return kind.fit(logits, y), table
+
+
+def load_calibrator(saved: Mapping[str, Any]) -> Calibrator:
+    """Return the calibrator that `to_dict` described.
+
+    Raises:
+        ConfigError: no calibrator has that name.
+    """
+    kind: type[Calibrator] = plugins.load("calibrator", saved["method"])
+    return kind.from_dict(saved)
+
+
+def _cross_validate(kind: type[Calibrator], logits: FloatArray, y: IntArray, fold: IntArray, n_bins: int) -> dict[str, float]:
+    held_out = np.empty_like(logits)
+    for number in range(fold.max() + 1):
+        inside = fold == number
+        held_out[inside] = kind.fit(logits[~inside], y[~inside]).probabilities(logits[inside])
+    confidence = np.clip(held_out.max(axis=1), None, 1 - np.finfo(np.float64).eps)
+    loss = -np.mean(np.where(is_correct(y, held_out), np.log(confidence), np.log1p(-confidence)))
+    return {"log_loss": float(loss), "expected_calibration_error": ExpectedCalibrationError(n_bins)(y, held_out)}
+
+
+def softmax(logits: ArrayLike, temperature: float = 1.0) -> FloatArray:
+    """Return probabilities, shape (n, n_labels), whose argmax is exactly that of the logits."""
+    logits = np.asarray(logits, dtype=np.float64)
+    scaled = np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature)
+    return _keep_answer(scaled / scaled.sum(axis=1, keepdims=True), answers(logits))
+
+
+def _keep_answer(probabilities: FloatArray, top: IntArray) -> FloatArray:
+    """Lift the answer by one float64 step where rounding made another label equal to it, or it was tied."""
+    lost = np.flatnonzero(answers(probabilities) != top)
+    probabilities[lost, top[lost]] = np.nextafter(probabilities[lost].max(axis=1), 2)
+    return probabilities
+
+
+def _margin(logits: FloatArray) -> FloatArray:
+    """Return logit(confidence) of the answer, shape (n,): its logit minus the log-sum-exp of the others."""
+    row, top = np.arange(len(logits)), answers(logits)
+    others = logits.copy()
+    others[row, top] = -np.inf
+    return np.asarray(logits[row, top] - _log_sum_exp(others))
+
+
+def _log_sum_exp(logits: FloatArray) -> FloatArray:
+    top = logits.max(axis=1, keepdims=True)
+    return np.asarray(np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0])
+
+
+def _sigmoid(score: NDArray[np.float64]) -> FloatArray:
+    """Return 1 / (1 + exp(-score)) without overflow."""
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * score)))

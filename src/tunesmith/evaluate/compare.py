@@ -1,0 +1,211 @@
+"""Did tuning pay? Base, classical and tuned model on the same test records.
+
+The result is plain data for report.json, with these keys, which are stable:
+
+    metrics.NAME.{base, classical, tuned}.{value, low, high}
+    paired.NAME.{difference, low, high, p_value}              tuned minus base
+    paired_classical.NAME.{difference, low, high, p_value}    tuned minus classical
+    classical_verdict                                         "wins", "level" or "loses": the tuned model against classical
+    n_test
+    per_class[].{label, precision, recall, f1, support}       tuned, in the order of the label space
+    confusion.{labels, counts}                                tuned; rows are the truth, columns the answers
+
+NAME is accuracy, macro_f1, false_positive_rate, expected_calibration_error and, where latencies are given,
+latency_seconds. `calibration_effect` adds `calibration` and `reliability`. Figures are ratios, latencies are seconds.
+
+Intervals: Wilson for accuracy (bootstrap where rows are grouped), percentile bootstrap for the rest and for all paired
+differences. P-values are two-sided: exact McNemar for accuracy, which takes rows as independent, bootstrap otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from tunesmith.errors import DataError
+from tunesmith.evaluate.intervals import Bootstrap, Difference, Interval, OfSums, mcnemar, wilson
+from tunesmith.evaluate.metrics import (
+    ExpectedCalibrationError,
+    FloatArray,
+    Metric,
+    accuracy,
+    answers,
+    check,
+    confusion_matrix,
+    counted,
+    false_positive_rate,
+    is_correct,
+    macro_f1,
+    mean_of_sums,
+    per_class,
+    reliability,
+)
+
+MODELS = ("base", "classical", "tuned")
+
+
+def compare(
+    scores: Mapping[str, ArrayLike],
+    y: ArrayLike,
+    labels: Sequence[str],
+    *,
+    latencies: Mapping[str, ArrayLike] | None = None,
+    groups: ArrayLike | None = None,
+    level: float = 0.95,
+    n_samples: int = 2000,
+    seed: int = 0,
+    n_bins: int = 15,
+) -> dict[str, Any]:
+    """Compare the three models on the test split.
+
+    Args:
+        scores: Model name -> probabilities, shape (n, n_labels); the names are `MODELS`.
+        y: shape (n,). Right label of each record, an index.
+        labels: The label space.
+        latencies: Model name -> seconds of single answers, shape (m,), the same m texts for all models.
+        groups: shape (n,). Document of each record, where a document has several.
+        level: Level of every interval, a ratio.
+        n_samples: Resamples behind each bootstrap interval.
+        seed: Seed of the resamples.
+        n_bins: Bins of the calibration error.
+
+    Raises:
+        DataError: a model is missing, or shapes do not fit each other.
+    """
+    _check_names(scores)
+    checked = {name: check(y, scores[name]) for name in MODELS}
+    truth, tuned = checked["tuned"]
+    bootstrap = Bootstrap(len(truth), n_samples=n_samples, level=level, seed=seed, groups=groups)
+    quality: dict[str, Metric] = {
+        "accuracy": accuracy,
+        "macro_f1": macro_f1,
+        "false_positive_rate": false_positive_rate,
+        "expected_calibration_error": ExpectedCalibrationError(n_bins),
+    }
+    metrics: dict[str, dict[str, Interval]] = {}
+    paired: dict[str, dict[str, Difference]] = {"base": {}, "classical": {}}
+    for name, metric in quality.items():
+        rows = {model: metric.rows(*checked[model]) for model in MODELS}
+        metrics[name], differences = _compare_rows(bootstrap, metric.of_sums, rows)
+        for opponent, difference in differences.items():
+            paired[opponent][name] = difference
+
+    correct = {model: is_correct(truth, probabilities) for model, (_, probabilities) in checked.items()}
+    if groups is None:
+        metrics["accuracy"] = {model: wilson(int(hits.sum()), len(hits), level) for model, hits in correct.items()}
+    for opponent, by_name in paired.items():
+        by_name["accuracy"] = replace(by_name["accuracy"], p_value=mcnemar(correct["tuned"], correct[opponent]))
+
+    if latencies is not None:
+        _check_names(latencies)
+        seconds = {model: np.asarray(latencies[model], dtype=np.float64) for model in MODELS}
+        timed = Bootstrap(len(seconds["tuned"]), n_samples=n_samples, level=level, seed=seed)
+        metrics["latency_seconds"], differences = _compare_rows(timed, mean_of_sums, {model: counted(values) for model, values in seconds.items()})
+        for opponent, difference in differences.items():
+            paired[opponent]["latency_seconds"] = difference
+
+    against_classical = paired["classical"]["accuracy"]
+    return {
+        "metrics": {name: {model: interval.to_dict() for model, interval in by_model.items()} for name, by_model in metrics.items()},
+        "paired": {name: difference.to_dict() for name, difference in paired["base"].items()},
+        "paired_classical": {name: difference.to_dict() for name, difference in paired["classical"].items()},
+        "classical_verdict": "level" if not against_classical.excludes_zero else "wins" if against_classical.value > 0 else "loses",
+        "n_test": len(truth),
+        "per_class": per_class(truth, tuned, labels),
+        "confusion": {"labels": list(labels), "counts": confusion_matrix(truth, tuned).tolist()},
+    }
+
+
+def calibration_effect(
+    before: ArrayLike,
+    after: ArrayLike,
+    y: ArrayLike,
+    *,
+    method: str,
+    table: Mapping[str, Mapping[str, float]],
+    groups: ArrayLike | None = None,
+    level: float = 0.95,
+    n_samples: int = 2000,
+    seed: int = 0,
+    n_bins: int = 15,
+) -> dict[str, Any]:
+    """Measure on the test split what the calibrator did to the tuned model.
+
+    Args:
+        before: shape (n, n_labels). Probabilities without the calibrator.
+        after: shape (n, n_labels). Probabilities with it.
+        y: shape (n,). Right label of each record, an index.
+        method: Name of the calibrator.
+        table: What `choose_calibrator` measured on the calibration split.
+        groups: shape (n,). Document of each record, where a document has several.
+        level: Level of both intervals, a ratio.
+        n_samples: Resamples behind them.
+        seed: Seed of the resamples.
+        n_bins: Bins of the calibration error and of the reliability table.
+
+    Returns:
+        `calibration.{method, before, after, table}` with the expected calibration error before and after, each
+        `{value, low, high}`, and `reliability.{before, after}`, the bins behind them.
+
+    Raises:
+        DataError: shapes do not fit each other.
+    """
+    metric = ExpectedCalibrationError(n_bins)
+    bootstrap = Bootstrap(len(np.asarray(y)), n_samples=n_samples, level=level, seed=seed, groups=groups)
+    both = {"before": before, "after": after}
+    errors = {when: bootstrap.interval(metric.of_sums, metric.rows(*check(y, probabilities))).to_dict() for when, probabilities in both.items()}
+    return {
+        "calibration": {"method": method, **errors, "table": {name: dict(row) for name, row in table.items()}},
+        "reliability": {when: reliability(y, probabilities, n_bins=n_bins) for when, probabilities in both.items()},
+    }
+
+
+def worst_mistakes(
+    ids: Sequence[str], texts: Sequence[str], y: ArrayLike, probabilities: ArrayLike, labels: Sequence[str], *, limit: int = 10, max_characters: int = 400
+) -> list[dict[str, Any]]:
+    """Return the wrong answers that were given with most confidence, the surest first.
+
+    Args:
+        ids: Record ids, n of them.
+        texts: Their texts; an excerpt is kept, with an ellipsis where it was cut.
+        y: shape (n,). Right label of each record, an index.
+        probabilities: shape (n, n_labels).
+        labels: The label space.
+        limit: Most mistakes to return.
+        max_characters: Length of an excerpt.
+
+    Returns:
+        `id`, `text`, `truth`, `answer` and `confidence` of each.
+
+    Raises:
+        DataError: shapes do not fit each other.
+    """
+    y, probabilities = check(y, probabilities)
+    answer, confidence = answers(probabilities), probabilities.max(axis=1)
+    wrong = np.flatnonzero(answer != y)
+    surest = wrong[np.argsort(-confidence[wrong], kind="stable")][:limit]
+    return [
+        {
+            "id": ids[row],
+            "text": texts[row] if len(texts[row]) <= max_characters else texts[row][:max_characters].rstrip() + " …",
+            "truth": labels[y[row]],
+            "answer": labels[answer[row]],
+            "confidence": float(confidence[row]),
+        }
+        for row in surest
+    ]
+
+
+def _check_names(given: Mapping[str, ArrayLike]) -> None:
+    if set(given) != set(MODELS):
+        raise DataError(f"A comparison needs exactly the models {', '.join(MODELS)}. Received: {', '.join(sorted(given)) or 'none'}.")
+
+
+def _compare_rows(bootstrap: Bootstrap, of_sums: OfSums, rows: Mapping[str, FloatArray]) -> tuple[dict[str, Interval], dict[str, Difference]]:
+    """Return model -> interval, and opponent -> tuned minus opponent."""
+    intervals = {model: bootstrap.interval(of_sums, rows[model]) for model in MODELS}
+    return intervals, {opponent: bootstrap.difference(of_sums, rows["tuned"], rows[opponent]) for opponent in ("base", "classical")}

@@ -1,0 +1,176 @@
+"""How far can a figure on this many records be trusted?
+
+Wilson for one proportion, the percentile bootstrap for any figure that is a function of sums over rows (see `metrics`),
+its paired form for two models on the same rows, and McNemar's exact test for who is right more often. Resamples are
+drawn once, from a seed, and shared by all figures and models that are compared: with weights W, shape (n_samples, n),
+and rows S, shape (n, k), the sums of all resamples are W @ S.
+
+Rows that come from one document are not independent. Give their document as `groups` and whole documents are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import bdtr, ndtri
+
+from tunesmith.errors import DataError
+
+FloatArray = NDArray[np.float64]
+OfSums = Callable[[FloatArray], FloatArray]
+"""Sums of rows, shape (..., k), to figures, shape (...)."""
+
+_BLOCK = 256
+"""Resamples a matrix product: bounds the memory of the weights as floats."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and the interval that holds the true one at the stated level."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the whole interval lies on one side of zero."""
+        return self.low > 0 or self.high < 0
+
+    def to_dict(self) -> dict[str, float]:
+        """Return `value`, `low` and `high`."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True)
+class Difference(Interval):
+    """A paired difference between two models, first minus second, with its two-sided p-value."""
+
+    p_value: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Return `difference`, `low`, `high` and `p_value`."""
+        return {"difference": self.value, "low": self.low, "high": self.high, "p_value": self.p_value}
+
+
+def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
+    """Return a proportion with its score interval, which stays in [0, 1] and holds its level for small n too.
+
+    Args:
+        successes: 0 to n.
+        n: Independent trials.
+        level: A ratio in (0, 1).
+
+    Raises:
+        DataError: n is 0, or successes are outside 0 to n.
+
+    Source:
+        Wilson 1927, Probable Inference, the Law of Succession, and Statistical Inference.
+    """
+    if not 0 <= successes <= n or n == 0:
+        raise DataError(f"A proportion needs 0 <= successes <= n and n > 0. Received: {successes} of {n}.")
+    z, share = float(ndtri((1 + level) / 2)), successes / n
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    # At 0 and n one end is the proportion itself; rounding must not push it past.
+    return Interval(share, float(min(max(centre - half, 0), share)), float(max(min(centre + half, 1), share)))
+
+
+def mcnemar(first_correct: ArrayLike, second_correct: ArrayLike) -> float:
+    """Return the two-sided p-value that two models are right equally often on the same rows.
+
+    Exact: only rows where one model alone is right count, and under the hypothesis each of them is a fair coin.
+
+    Args:
+        first_correct: shape (n,). Whether the first model is right.
+        second_correct: shape (n,). Whether the second is.
+
+    Raises:
+        DataError: the arrays differ in shape.
+
+    Source:
+        McNemar 1947, Note on the Sampling Error of the Difference Between Correlated Proportions or Percentages.
+    """
+    first, second = np.asarray(first_correct, dtype=bool), np.asarray(second_correct, dtype=bool)
+    if first.shape != second.shape:
+        raise DataError(f"A paired test needs the same rows for both models. Received: shapes {first.shape} and {second.shape}.")
+    only_first, only_second = int(np.sum(first & ~second)), int(np.sum(second & ~first))
+    if only_first == only_second:
+        return 1.0
+    return min(1.0, 2 * float(bdtr(min(only_first, only_second), only_first + only_second, 0.5)))
+
+
+class Bootstrap:
+    """Resamples of n rows, drawn once.
+
+    Args:
+        n: Number of rows.
+        n_samples: Number of resamples. Their weights take n * n_samples * 2 bytes.
+        level: Level of the intervals, a ratio in (0, 1).
+        seed: Seed of the draw; the same seed gives the same resamples.
+        groups: shape (n,). Document of each row; None makes each row its own.
+
+    Raises:
+        DataError: there are no rows, or `groups` is not one a row.
+
+    Source:
+        Efron 1979, Bootstrap Methods; Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13 (percentile).
+    """
+
+    def __init__(self, n: int, *, n_samples: int = 2000, level: float = 0.95, seed: int = 0, groups: ArrayLike | None = None) -> None:
+        if n == 0 or (groups is not None and np.shape(groups) != (n,)):
+            raise DataError(f"A bootstrap needs rows, and one group a row where groups are given. Received: {n} rows, groups {np.shape(groups or ())}.")
+        self.n, self.level = n, level
+        self._group_of = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+        units = n if self._group_of is None else int(self._group_of.max()) + 1
+        draw = np.random.default_rng(seed)
+        self._weights = np.empty((n_samples, units), dtype=np.uint16)
+        for weights in self._weights:
+            weights[:] = np.bincount(draw.integers(units, size=units), minlength=units)
+
+    def interval(self, of_sums: OfSums, rows: FloatArray) -> Interval:
+        """Return a figure with its percentile interval.
+
+        Args:
+            of_sums: The figure as a function of sums.
+            rows: shape (n, k).
+        """
+        low, high = self._ends(self._resampled(of_sums, rows))
+        return Interval(float(of_sums(rows.sum(axis=0))), low, high)
+
+    def difference(self, of_sums: OfSums, first: FloatArray, second: FloatArray) -> Difference:
+        """Return the paired difference, first minus second, on the same resampled rows.
+
+        The p-value is twice the smaller share of resampled differences on either side of zero (zeros count to both), with
+        one added to each count: the level at which the percentile interval would just touch zero.
+
+        Args:
+            of_sums: The figure as a function of sums.
+            first: shape (n, k).
+            second: shape (n, k).
+        """
+        value = float(of_sums(first.sum(axis=0)) - of_sums(second.sum(axis=0)))
+        resampled = self._resampled(of_sums, first) - self._resampled(of_sums, second)
+        rarer = min(np.sum(resampled <= 0), np.sum(resampled >= 0))
+        low, high = self._ends(resampled)
+        return Difference(value, low, high, min(1.0, float(2 * (rarer + 1) / (len(resampled) + 1))))
+
+    def _resampled(self, of_sums: OfSums, rows: FloatArray) -> FloatArray:
+        if len(rows) != self.n:
+            raise DataError(f"This bootstrap resamples {self.n} rows. Received: {len(rows)}.")
+        if self._group_of is not None:
+            by_group = np.zeros((self._weights.shape[1], rows.shape[1]))
+            np.add.at(by_group, self._group_of, rows)
+            rows = by_group
+        return np.concatenate([of_sums(block @ rows) for block in self._blocks()])
+
+    def _blocks(self) -> Iterator[FloatArray]:
+        for start in range(0, len(self._weights), _BLOCK):
+            yield self._weights[start : start + _BLOCK].astype(np.float64)
+
+    def _ends(self, resampled: FloatArray) -> tuple[float, float]:
+        low, high = np.quantile(resampled, [(1 - self.level) / 2, (1 + self.level) / 2])
+        return float(low), float(high)

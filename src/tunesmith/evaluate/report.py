@@ -1,0 +1,187 @@
+"""The report of an evaluation: report.json for machines, report.html for people, from the same dict.
+
+The page is one file: no script, no font, no picture from elsewhere. It shows nothing that the JSON does not hold; a part
+whose keys are absent is left out. The JSON keeps ratios, seconds and bytes; only the page writes percentages.
+
+    title                          text
+    created_at                     text; optional
+    confidence_level               ratio, of every interval
+    labels                         label space
+    metrics, paired, paired_classical, classical_verdict, n_test, per_class, confusion      see `compare.compare`
+    calibration, reliability       see `compare.calibration_effect`; optional
+    mistakes                       see `compare.worst_mistakes`; optional
+    data                           optional
+        rows                       split -> records
+        dropped                    reason -> rows that were not used
+    training                       optional
+        settings                   key of the section `train` -> value
+        figures                    name -> number or text: steps, train_loss, tokens, ...
+        seconds                    measured, predicted (optional), predicted_low, predicted_high (optional)
+        peak_memory_bytes          the same keys
+    provenance                     name -> id, digest or text: dataset_version, run, base_model, base_license, base_sha256, ...; optional
+    reproduce                      the commands, one a line; optional
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from tunesmith.evaluate import plots
+
+DASH = "\N{EN DASH}"
+SPACE = "\N{NO-BREAK SPACE}"
+MINUS = "\N{MINUS SIGN}"
+
+METRIC_NAMES = {
+    "accuracy": "Accuracy",
+    "macro_f1": "Macro F1",
+    "false_positive_rate": "False positive rate",
+    "expected_calibration_error": "Expected calibration error",
+    "latency_seconds": "Latency of one answer",
+}
+HIGHER_IS_BETTER = {"accuracy", "macro_f1"}
+
+
+def write_report(folder: Path, report: Mapping[str, Any]) -> Path:
+    """Write report.json and report.html, each by write-then-rename.
+
+    Args:
+        folder: Where to; created where missing.
+        report: Plain data with the keys of the module docstring.
+
+    Returns:
+        Path of report.html.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON cannot hold.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "report.json", json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+    _write(folder / "report.html", render(report))
+    return folder / "report.html"
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """Return the page."""
+    pictures = {"intervals": plots.intervals(report["metrics"]), "confusion": plots.confusion(**report["confusion"])}
+    if "reliability" in report:
+        pictures["reliability"] = plots.reliability(**report["reliability"])
+    environment = Environment(loader=PackageLoader("tunesmith.evaluate", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "percent": percent,
+        "points": points,
+        "count": count,
+        "duration": duration,
+        "size": size,
+        "p_value": p_value,
+        "title": title,
+        "value": value,
+    }
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        verdict=verdict(report),
+        # Our own drawings, in which matplotlib has escaped the labels already.
+        pictures={name: Markup(picture) for name, picture in pictures.items()},  # noqa: S704
+        model_names={model: title for model, (title, _) in plots.MODELS.items()},
+        metric_names=METRIC_NAMES,
+        outcome=outcome,
+        duration=duration,
+        size=size,
+    )
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """Return the result in one sentence.
+
+    A difference whose interval holds zero is called level, whatever its sign.
+    """
+    tuned, against_base, against_classical = report["metrics"]["accuracy"]["tuned"], report["paired"]["accuracy"], report["paired_classical"]["accuracy"]
+    return (
+        f"Tuned model: {percent(tuned['value'])} [{_bare(tuned['low'])}, {_bare(tuned['high'])}] accuracy on {count(report['n_test'])} test records, "
+        f"{_against(against_base, 'the untuned model')}; {_against(against_classical, 'the classical baseline')}."
+    )
+
+
+def outcome(name: str, difference: Mapping[str, float]) -> str:
+    """Return `better`, `worse` or `level`: what a paired difference means for the tuned model."""
+    if difference["low"] <= 0 <= difference["high"]:
+        return "level"
+    return "better" if (difference["difference"] > 0) == (name in HIGHER_IS_BETTER) else "worse"
+
+
+def percent(ratio: float | None) -> str:
+    """Return a ratio as a percentage with one digit."""
+    return DASH if ratio is None else f"{_bare(ratio)}{SPACE}%"
+
+
+def points(ratio: float) -> str:
+    """Return a difference of ratios in signed percentage points."""
+    return _signed(f"{100 * ratio:+.1f}")
+
+
+def count(number: int) -> str:
+    """Return a whole number with thousands separated."""
+    return f"{number:,}"
+
+
+def duration(seconds: float, *, signed: bool = False) -> str:
+    """Return seconds in the unit that reads best, from microseconds to hours."""
+    units = ((1e-3, "µs", 1e-6), (1.0, "ms", 1e-3), (120.0, "s", 1.0), (7200.0, "min", 60.0))
+    unit, scale = next(((unit, scale) for limit, unit, scale in units if abs(seconds) < limit), ("h", 3600.0))
+    scaled = seconds / scale
+    digits = ".0f" if abs(scaled) >= 100 else "#.3g"  # three digits, never an exponent
+    return f"{_signed(format(scaled, f'+{digits}' if signed else digits))}{SPACE}{unit}"
+
+
+def size(n_bytes: float) -> str:
+    """Return bytes as GB (10^9) or MB (10^6)."""
+    return f"{n_bytes / 1e9:.2f}{SPACE}GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f}{SPACE}MB"
+
+
+def p_value(p: float) -> str:
+    """Return a p-value with three digits, or that it is smaller."""
+    return f"<{SPACE}0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def title(name: str) -> str:
+    """Return a key as words."""
+    return name.replace("_", " ").capitalize()
+
+
+def value(given: Any) -> str:
+    """Return a setting or figure as text."""
+    if isinstance(given, bool):
+        return "yes" if given else "no"
+    if isinstance(given, int):
+        return count(given)
+    if isinstance(given, float):
+        return f"{given:.4g}"
+    if isinstance(given, list | tuple):
+        return ", ".join(map(str, given)) or "none"
+    return "none" if given is None else str(given)
+
+
+def _against(difference: Mapping[str, float], opponent: str) -> str:
+    if difference["low"] <= 0 <= difference["high"]:
+        return f"level with {opponent}"
+    return f"{_bare(abs(difference['difference']))} points {'above' if difference['difference'] > 0 else 'below'} {opponent}"
+
+
+def _bare(ratio: float) -> str:
+    return f"{100 * ratio:.1f}"
+
+
+def _signed(number: str) -> str:
+    return number.replace("-", MINUS)
+
+
+def _write(path: Path, text: str) -> None:
+    unfinished = path.with_name(f"{path.name}.part")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)

@@ -1,0 +1,110 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from simulation import simulated
+
+from tunesmith import plugins
+from tunesmith.errors import ConfigError, DataError
+from tunesmith.evaluate.calibration import TEMPERATURES, Platt, Temperature, Uncalibrated, choose_calibrator, load_calibrator, softmax
+from tunesmith.evaluate.metrics import expected_calibration_error, log_loss
+
+logits_of_records = st.integers(2, 5).flatmap(
+    lambda n_labels: arrays(np.float64, st.tuples(st.integers(1, 6), st.just(n_labels)), elements=st.floats(-1e3, 1e3) | st.floats(-1e-15, 1e-15))
+)
+calibrators = st.one_of(
+    st.just(Uncalibrated()),
+    st.floats(*TEMPERATURES).map(Temperature),
+    st.builds(Platt, slope=st.floats(0, 10), intercept=st.floats(-10, 10)),
+)
+
+
+@settings(deadline=None, max_examples=400)
+@given(logits_of_records, calibrators)
+def test_a_calibrator_never_changes_the_answer(logits, calibrator):
+    probabilities = calibrator.probabilities(logits)
+    np.testing.assert_array_equal(probabilities.argmax(axis=1), logits.argmax(axis=1))
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-12)
+    assert probabilities.min() >= 0
+    assert probabilities.max() <= 1
+
+
+@settings(deadline=None)
+@given(logits_of_records)
+def test_calibrators_that_do_nothing_return_softmax(logits):
+    for neutral in (Uncalibrated(), Temperature(1.0), Platt(1.0, 0.0)):
+        np.testing.assert_allclose(neutral.probabilities(logits), softmax(logits), atol=1e-9)
+
+
+@given(calibrators)
+def test_a_calibrator_survives_json(calibrator):
+    assert load_calibrator(json.loads(json.dumps(calibrator.to_dict()))) == calibrator
+
+
+def test_plug_ins_save_the_name_they_are_listed_under():
+    for name in plugins.BUILT_IN["calibrator"]:
+        assert plugins.load("calibrator", name).method == name
+
+
+@pytest.mark.parametrize("true_temperature", [0.5, 1.0, 3.0])
+def test_temperature_is_found(true_temperature):
+    draw = np.random.default_rng(1)
+    honest = draw.normal(size=(20_000, 4)) * 2
+    y = np.array((softmax(honest).cumsum(axis=1) > draw.random((20_000, 1))).argmax(axis=1))
+    assert Temperature.fit(honest * true_temperature, y).temperature == pytest.approx(true_temperature, rel=0.05)
+
+
+def test_fitting_lowers_the_loss_and_the_calibration_error():
+    y = np.random.default_rng(0).integers(3, size=2000)
+    logits = simulated(y, 3, skill=1.5, seed=1, sharpness=4)
+    for kind in (Temperature, Platt):
+        fitted = kind.fit(logits, y).probabilities(logits)
+        assert log_loss(y, fitted) < log_loss(y, softmax(logits))
+        assert expected_calibration_error(y, fitted) < 0.3 * expected_calibration_error(y, softmax(logits))
+
+
+@pytest.mark.parametrize("kind", [Temperature, Platt])
+@pytest.mark.parametrize("shift", [0, 1])
+def test_all_right_or_all_wrong_still_gives_finite_parameters(kind, shift):
+    y = np.arange(30) % 3
+    fitted = kind.fit(np.eye(3)[(y + shift) % 3] * 5, y)
+    assert np.isfinite([value for value in fitted.to_dict().values() if isinstance(value, float)]).all()
+
+
+def test_auto_takes_the_lowest_cross_validated_log_loss():
+    y = np.random.default_rng(0).integers(3, size=600)
+    logits = simulated(y, 3, skill=1.5, seed=1, sharpness=4)
+    calibrator, table = choose_calibrator(logits, y, "auto", 0)
+    assert set(table) == {"none", "temperature", "platt"}
+    assert calibrator.to_dict()["method"] == min(table, key=lambda name: table[name]["log_loss"]) != "none"
+    assert choose_calibrator(logits, y, "auto", 0) == (calibrator, table)
+
+
+def test_a_named_method_is_obeyed_and_the_table_stays_complete():
+    y = np.random.default_rng(0).integers(3, size=100)
+    calibrator, table = choose_calibrator(simulated(y, 3, 1.5, 1, 4), y, "none", 0)
+    assert calibrator == Uncalibrated()
+    assert len(table) == 3
+
+
+def test_input_that_breaks_a_rule_is_refused():
+    with pytest.raises(DataError, match="two records or more"):
+        choose_calibrator(np.zeros((1, 2)), np.array([0]))
+    with pytest.raises(DataError, match="finite logits"):
+        choose_calibrator(np.full((3, 2), np.inf), np.array([0, 1, 0]))
+    with pytest.raises(ConfigError, match="calibrator must be one of"):
+        choose_calibrator(np.zeros((4, 2)), np.array([0, 1, 0, 1]), "temprature")
+
+
+def test_serving_applies_a_calibrator_without_scipy():
+    code = (
+        "import sys; from tunesmith.evaluate.calibration import load_calibrator;"
+        "load_calibrator({'method': 'platt', 'slope': 1, 'intercept': 0}).probabilities([[1.0, 2.0]]);"
+        "sys.exit(any(name in sys.modules for name in ('scipy', 'sklearn', 'torch', 'matplotlib')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
