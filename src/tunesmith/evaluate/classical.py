@@ -5,7 +5,7 @@ reads the full text, learns from the very training rows that the tuned model lea
 regularisation is chosen on the validation split. It never sees the calibration or the test split. A tuned model that
 does not beat it is not worth its cost.
 
-On consumer complaints the characters added 0.6 to 1 point of accuracy to words alone, which is why they are here.
+In one trial each on 3,000 and 9,000 consumer complaints, characters added 0.8 points of test accuracy to words alone.
 """
 
 from __future__ import annotations
