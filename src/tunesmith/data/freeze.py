@@ -1,0 +1,171 @@
+"""Records -> a dataset version that never changes again.
+
+    datasets/dsv_.../records.parquet    columns of Record, sorted by id
+                     dropped.parquet    columns of DROPPED_SCHEMA: what was not used, and why
+                     manifest.json      id, parent, reason, settings, counts, SHA-256 of both files
+
+The folder appears whole or not at all: it is written beside its place, flushed to disk and renamed. Then its row goes to
+the store, which decides; then DVC and git follow (`versioning.py`). A kill in between is repaired by the next run, which
+finds the folder by its id. Equal records give equal bytes under one release of Polars.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from tunesmith.data.sifted import DROPPED_SCHEMA, count_reasons
+from tunesmith.data.versioning import version_with_dvc
+from tunesmith.entities import SPLITS, DatasetVersion, Record, content_id, utc_now
+from tunesmith.errors import DataError
+from tunesmith.store import Store
+
+STEP_VERSION = 1
+"""Part of every id; raise it when the same inputs give other records."""
+
+FOLDER = "datasets"
+
+
+def freeze(
+    records: pl.DataFrame,
+    dropped: pl.DataFrame,
+    root: Path,
+    project: str,
+    labels: tuple[str, ...],
+    parent: DatasetVersion | None,
+    reason: str,
+    settings: dict[str, Any],
+    store: Store,
+    dvc: bool,
+) -> DatasetVersion:
+    """Write a dataset version, or return the one that these inputs made before.
+
+    Args:
+        records: Columns of `Record`.
+        dropped: Columns of `DROPPED_SCHEMA`.
+        root: Folder of the project.
+        project: Name of the project, for the manifest.
+        labels: The label space.
+        parent: The version that this one follows.
+        reason: Why it was made, for people.
+        settings: The resolved settings behind it; anything JSON can hold.
+        store: Where its row goes.
+        dvc: Whether to version the folder with DVC and git.
+
+    Raises:
+        DataError: the folder of a version in the store was lost or changed, and this release of Polars writes other bytes.
+        BackendError: DVC or git failed; the version is in the store, and the next command tries again.
+    """
+    records = records.select(list(Record.frame_schema())).sort("id")
+    parent_id = parent.id if parent else None
+    version_id = content_id("dsv", parent_id, settings, records.select("id", "split").rows(), STEP_VERSION)
+    folder = root / FOLDER / version_id
+    known = store.find(version_id)
+    stored = known if isinstance(known, DatasetVersion) else None
+    if not _is_whole(folder):
+        facts = {"id": version_id, "project": project, "parent": parent_id, "reason": reason, "labels": labels, "settings": settings}
+        created_at = stored.created_at if stored else utc_now()
+        _write(folder, records, dropped.select(list(DROPPED_SCHEMA)), {**facts, "step_version": STEP_VERSION, "created_at": created_at})
+    version = _version(folder)
+    if stored and stored.sha256 != version.sha256:
+        raise DataError(f"{version.path}/records.parquet must have the SHA-256 {stored.sha256}. Received: {version.sha256}.", hint=_repair(root, stored))
+    store.put(version)
+    if dvc:
+        version_with_dvc(root, version, reason)
+    return version
+
+
+def read_records(root: Path, version: DatasetVersion) -> pl.DataFrame:
+    """Return the records of a version, columns of `Record`, sorted by id.
+
+    Raises:
+        DataError: records.parquet is missing, or its bytes are not those that were frozen.
+    """
+    return _read(root, version, "records.parquet", version.sha256)
+
+
+def read_dropped(root: Path, version: DatasetVersion) -> pl.DataFrame:
+    """Return the rows that a version does not use, columns of `DROPPED_SCHEMA`.
+
+    Raises:
+        DataError: a file of the version is missing, or its bytes are not those that were frozen.
+    """
+    manifest = root / version.path / "manifest.json"
+    if not manifest.exists():
+        raise DataError(f"{version.path}/manifest.json is missing.", hint=_repair(root, version))
+    return _read(root, version, "dropped.parquet", json.loads(manifest.read_text(encoding="utf-8"))["files"]["dropped.parquet"])
+
+
+def _read(root: Path, version: DatasetVersion, name: str, sha256: str) -> pl.DataFrame:
+    path = root / version.path / name
+    if not path.exists():
+        raise DataError(f"{version.path}/{name} is missing.", hint=_repair(root, version))
+    found = _sha256(path)
+    if found != sha256:
+        raise DataError(
+            f"{version.path}/{name} must have the SHA-256 {sha256}. Received: {found}; it was changed after it was frozen.", hint=_repair(root, version)
+        )
+    return pl.read_parquet(path)
+
+
+def _repair(root: Path, version: DatasetVersion) -> str:
+    pointer = f"{version.path}.dvc"
+    return f"dvc checkout --force {pointer}" if (root / pointer).exists() else "tunesmith prepare"
+
+
+def _write(folder: Path, records: pl.DataFrame, dropped: pl.DataFrame, facts: dict[str, Any]) -> None:
+    part = folder.with_name(f".{folder.name}.part")  # a fixed name, so that what a killed run left is replaced
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    files = {"records.parquet": records, "dropped.parquet": dropped}
+    for name, frame in files.items():
+        frame.write_parquet(part / name)
+    manifest = {
+        **facts,
+        "rows": {split: len(records.filter(split=split)) for split in SPLITS},
+        "dropped": count_reasons(dropped),
+        "files": {name: _sha256(part / name) for name in files},
+    }
+    (part / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for path in (*part.iterdir(), part):
+        _flush(path)
+    if folder.exists():  # not whole, or it would not be written again
+        shutil.rmtree(folder)
+    part.rename(folder)
+    _flush(folder.parent)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
+        return all(_sha256(folder / name) == sha256 for name, sha256 in files.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _version(folder: Path) -> DatasetVersion:
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    return DatasetVersion(
+        path=f"{FOLDER}/{folder.name}",
+        sha256=manifest["files"]["records.parquet"],
+        **{key: manifest[key] for key in ("id", "parent", "reason", "rows", "dropped", "labels", "created_at")},
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
