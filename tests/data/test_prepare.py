@@ -1,0 +1,144 @@
+import time
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rows import COLUMNS, FOUR, prose, record, records, section
+
+from tunesmith.data.prepare import make_records, prepare_records
+from tunesmith.data.read import read_documents
+from tunesmith.data.settings import Source
+from tunesmith.data.sifted import DROPPED_SCHEMA, count_reasons
+from tunesmith.entities import SPLITS, Record
+from tunesmith.errors import DataError
+
+LABELS = ("yes", "no")
+
+
+def write(folder, rows, name="a.csv"):
+    pl.DataFrame(rows, schema=["text", "label"], orient="row").write_csv(folder / name)
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A folder with 40 unlike texts in a.csv, and their records."""
+    write(tmp_path, [(prose(number), LABELS[number % 2]) for number in range(40)])
+    return tmp_path, prepare_records(section(), LABELS, tmp_path).kept
+
+
+def judge(text, label="no", **keys):
+    return record(text, label, origin="feedback", feedback_id="fbk_1", **keys)
+
+
+def test_kept_records_and_dropped_rows_are_the_documents(complaints):
+    source = Source(path=complaints.name, splits=FOUR, **COLUMNS)
+    whole = read_documents(source, complaints.parent)
+    labels = tuple(whole["label"].unique().sort())[1:]
+    seen = []
+    sifted = prepare_records(section(sources=[source.model_dump()]), labels, complaints.parent, progress=lambda *step: seen.append(step))
+    assert sifted.kept.schema == pl.Schema(Record.frame_schema())
+    assert sifted.dropped.schema == pl.Schema(DROPPED_SCHEMA)
+    assert sorted([*sifted.kept["document_id"], *sifted.dropped["id"]]) == sorted(whole["id"])
+    assert count_reasons(sifted.dropped) == {"unknown_label": 25}
+    assert sifted.kept["id"].is_sorted()
+    assert set(sifted.kept["split"]) == set(SPLITS)
+    assert [step for _, step, _ in seen] == [0, 1, 2, 3, 4]
+    assert {total for _, _, total in seen} == {4}
+
+
+def test_it_is_deterministic_and_previous_records_stay(project):
+    folder, first = project
+    assert prepare_records(section(), LABELS, folder).kept.equals(first)
+    again = prepare_records(section(), LABELS, folder, previous=first)
+    assert again.kept.equals(first)
+    assert again.dropped.is_empty()
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.sampled_from(["", " v1", " v2"]), st.sampled_from(["yes", "no", "x"])), max_size=8), st.integers(0, 40))
+@settings(deadline=None, max_examples=25)
+def test_no_row_that_comes_or_goes_moves_a_record(tmp_path_factory, new, gone):
+    folder = tmp_path_factory.mktemp("project")
+    rows = [(prose(number), "yes") for number in range(40)]
+    write(folder, rows)
+    first = prepare_records(section(), LABELS, folder).kept
+    write(folder, [*((prose(topic) + tail, label) for topic, tail, label in new), *rows[gone:], ("ok", "yes")])
+    second = prepare_records(section(), LABELS, folder, previous=first)
+    whole = read_documents(Source(path="a.csv"), folder)
+    assert first.rows() == second.kept.join(first, on="id", how="semi").sort("id").rows()
+    assert set(whole["id"]) <= {*second.kept["document_id"], *second.dropped["id"]}
+    assert not set(second.kept["document_id"]) & set(second.dropped["id"])
+
+
+def test_a_correction_supersedes_a_train_record(project):
+    folder, first = project
+    wrong = first.filter(split="train").row(0, named=True)
+    right = judge(wrong["text"], "no" if wrong["label"] == "yes" else "yes", supersedes=wrong["id"])
+    second = prepare_records(section(), LABELS, folder, first, records(right))
+    assert right["id"] in second.kept["id"]
+    assert wrong["id"] not in second.kept["id"]
+    assert len(second.kept) == len(first)
+    assert second.dropped.select("id", "reason", "evidence", "kept_id").rows() == [
+        (wrong["id"], "superseded", f"corrected to '{right['label']}' by fbk_1", right["id"])
+    ]
+    third = prepare_records(section(), LABELS, folder, second.kept)
+    assert third.kept.equals(second.kept)
+    assert third.dropped.select("reason", "kept_id").rows() == [("conflicting_label", right["id"])]
+
+
+@pytest.mark.parametrize("name", ["validation", "calibration", "test"])
+def test_a_judgement_never_carries_a_frozen_text_into_train(project, name):
+    folder, first = project
+    frozen = first.filter(split=name).row(0, named=True)
+    new = records(
+        judge(frozen["text"], supersedes=frozen["id"]),
+        judge(frozen["text"] + " and more", number=2),
+        judge(f"{' '.join(frozen['text'].split()[:15])} another end", number=3),
+        judge("something else happened", number=4),
+    )
+    second = prepare_records(section(), LABELS, folder, first, new)
+    assert set(second.kept["id"]) == {*first["id"], new["id"][3]}
+    assert set(second.dropped["id"]) == set(new["id"][:3])
+    assert set(second.dropped["reason"]) == {"bridges_splits"}
+    assert set(second.dropped["kept_id"]) == {frozen["id"]}
+    assert f"in {name}" in second.dropped["evidence"][0]
+
+
+def test_a_judgement_that_says_nothing_new_or_breaks_a_rule_is_dropped(project):
+    folder, first = project
+    known = first.filter(split="train").row(0, named=True)
+    new = records(judge(known["text"], known["label"]), judge("something else happened", "maybe", number=2))
+    second = prepare_records(section(), LABELS, folder, first, new)
+    assert second.kept.equals(first)
+    assert count_reasons(second.dropped) == {"exact_duplicate": 1, "unknown_label": 1}
+
+
+def test_a_label_that_left_the_task_takes_its_records_along(project):
+    folder, first = project
+    write(folder, [(prose(number), "yes") for number in range(0, 40, 2)])
+    second = prepare_records(section(), ("yes", "maybe"), folder, first)
+    assert set(second.kept["label"]) == {"yes"}
+    assert count_reasons(second.dropped) == {"unknown_label": 20}
+
+
+def test_an_empty_split_and_a_file_listed_twice_are_refused(tmp_path):
+    write(tmp_path, [("one", "yes")])
+    with pytest.raises(DataError, match="Each split must hold at least one record"):
+        prepare_records(section(), LABELS, tmp_path)
+    with pytest.raises(DataError, match=r"list each file once. Received twice: a\.csv"):
+        prepare_records(section(sources=[{"path": "a.csv", "splits": FOUR}, {"path": "./a.csv"}]), LABELS, tmp_path)
+
+
+def test_a_record_id_depends_on_document_text_and_label(project):
+    folder, first = project
+    documents = read_documents(Source(path="a.csv"), folder).with_columns(split=pl.lit("train"))
+    again = make_records(documents)
+    assert set(again["id"]) == set(first["id"])  # and not on the split
+    assert not set(make_records(documents.with_columns(label=pl.lit("other")))["id"]) & set(first["id"])
+
+
+def test_thousands_of_documents_take_seconds(tmp_path):
+    write(tmp_path, [(prose(number, 100), "yes") for number in range(3_000)])
+    began = time.process_time()
+    assert len(prepare_records(section(), LABELS, tmp_path).kept) == 3_000
+    assert time.process_time() - began < 5
