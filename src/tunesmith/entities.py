@@ -15,16 +15,20 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from tunesmith.errors import DataError
 
 if TYPE_CHECKING:
     import polars as pl
 
 Split = Literal["train", "validation", "calibration", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+FeedbackKind = Literal["boolean", "float", "comment", "demonstration"]
 
 
 def content_id(prefix: str, *parts: Any) -> str:
@@ -38,7 +42,7 @@ def content_id(prefix: str, *parts: Any) -> str:
     return f"{prefix}_{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
 
 
-def event_id(prefix: str) -> str:
+def new_id(prefix: str) -> str:
     """Return `prefix_` and a UUIDv7 in hex: 48 bits of milliseconds, then random bits (RFC 9562, section 5.7)."""
     value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
     value = value & ~(0xF << 76) | 0x7 << 76
@@ -114,6 +118,10 @@ class DatasetVersion(Noun):
     prefix = "dsv"
     parent: str | None = None
     reason: str = ""
+    inputs: str = ""
+    """Hash of the sources' bytes and the settings, by which an unchanged input is recognised."""
+    feedback: tuple[str, ...] = ()
+    """Judgements that were taken in since the parent."""
     path: str
     """Folder relative to the project: records.parquet, dropped.parquet, manifest.json."""
     sha256: str
@@ -127,7 +135,7 @@ class DatasetVersion(Noun):
 
     @property
     def parents(self) -> tuple[str, ...]:
-        return (self.parent,) if self.parent else ()
+        return (*((self.parent,) if self.parent else ()), *self.feedback)
 
 
 class Run(Noun):
@@ -146,6 +154,8 @@ class Run(Noun):
     peak_memory_bytes: int
     supervised_tokens: int
     tokens: int
+    machine: str
+    """Passes side by side, forward pass and precision: what its speed is comparable with."""
     adapter_sha256: str
     created_at: str
 
@@ -232,7 +242,7 @@ class Feedback(Noun):
     prediction_id: str
     event_id: str
     """The sender's idempotency key."""
-    kind: Literal["boolean", "float", "comment", "demonstration"]
+    kind: FeedbackKind
     value: bool | float | str
     actor: str
     created_at: str
@@ -240,6 +250,29 @@ class Feedback(Noun):
     @property
     def parents(self) -> tuple[str, ...]:
         return (self.prediction_id,)
+
+    @classmethod
+    def judge(cls, labels: Sequence[str], *, prediction_id: str, event_id: str, kind: FeedbackKind, value: bool | float | str, actor: str) -> Feedback:
+        """Make a judgement whose value fits its kind.
+
+        Args:
+            labels: The label space; a demonstration is one of them.
+            prediction_id: What is judged. It may arrive later than its judgement.
+            event_id: The sender's idempotency key.
+            kind: What is said.
+            value: A boolean (is the answer right), a float, a text, or a label.
+            actor: Who says it.
+
+        Raises:
+            DataError: the value does not fit.
+        """
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = {"boolean": isinstance(value, bool), "float": is_number}.get(kind, isinstance(value, str))
+        if not fits:
+            raise DataError(f"The value of a {kind} must be {f'a {kind}' if kind in ('boolean', 'float') else 'text'}. Received: {value!r}.")
+        if kind == "demonstration" and value not in labels:
+            raise DataError(f"A demonstration must be one of the labels: {'; '.join(labels)}. Received: {value!r}.")
+        return cls(id=new_id(cls.prefix), prediction_id=prediction_id, event_id=event_id, kind=kind, value=value, actor=actor, created_at=utc_now())
 
 
 NOUNS: tuple[type[Noun], ...] = (

@@ -204,6 +204,12 @@ class Store:
         with self._engine.connect() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
+    def looks_of(self, model_version_id: str) -> list[dict[str, Any]]:
+        """Return the looks that a model version was the challenger in, oldest first."""
+        query = sa.select(self._look).where(self._look.c.model_version_id == model_version_id).order_by(self._look.c.number)
+        with self._engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
     def put_look(self, **row: Any) -> None:
         """Record one look of the gate at a test split: name, test_sha256, model_version_id, opponent_id, error_spent, verdict."""
         with self._engine.begin() as connection:

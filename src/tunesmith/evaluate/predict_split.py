@@ -91,3 +91,20 @@ def score_split(engine: Scorer, records: pl.DataFrame, labels: Sequence[str], pr
     """
     logits = engine.score(records["text"].to_list(), progress=progress)
     return SplitScores(tuple(records["id"]), tuple(labels), np.asarray(logits, dtype=np.float32))
+
+
+def label_indices(records: pl.DataFrame, labels: Sequence[str]) -> NDArray[np.int64]:
+    """Return the position of each record's label in the label space, shape (n,).
+
+    Args:
+        records: Column `label`.
+        labels: The label space.
+
+    Raises:
+        DataError: a record has a label outside of it.
+    """
+    position = {label: index for index, label in enumerate(labels)}
+    unknown = sorted(set(records["label"]) - position.keys())
+    if unknown:
+        raise DataError(f"Every record's label must be in the label space. Received: {'; '.join(unknown)}.", hint="tunesmith prepare --fresh")
+    return np.array([position[label] for label in records["label"]], dtype=np.int64)

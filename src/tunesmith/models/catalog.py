@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import BackendError, DataError, NotFoundError
+from tunesmith.files import file_sha256
 from tunesmith.models.settings import ModelSection
 
 # Bump when the conversion itself changes: then old cache entries are left alone and new ones are made.
@@ -42,12 +43,6 @@ class BaseModel:
     sha256: str
     license: str
     source: str
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cache_folder() -> Path:

@@ -1,0 +1,1 @@
+"""The doors people use. Nobody imports them."""

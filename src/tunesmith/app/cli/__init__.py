@@ -1,0 +1,62 @@
+"""The command line: `tunesmith COMMAND`. Starting it loads no torch.
+
+Every command takes `--project`, `--set` and `--json`. Errors of users end with their exit code and no traceback; anything
+else is a bug, keeps its traceback and exits with 70.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+
+import typer
+
+from tunesmith.app.cli import config, data, lineage, loop, review, serve
+from tunesmith.errors import BUG_EXIT_CODE, TunesmithError
+
+app = typer.Typer(
+    name="tunesmith",
+    help="Turn an open model into your team's model and keep it good.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config.add_to(app)
+loop.add_to(app)
+serve.add_to(app)
+review.add_to(app)
+data.add_to(app)
+lineage.add_to(app)
+
+
+def main() -> None:
+    """Run the command line and turn every outcome into an exit code."""
+    try:
+        app(standalone_mode=False)
+    except TunesmithError as error:
+        _show(error)
+        sys.exit(error.exit_code)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("\nStopped. The same command continues where it was.", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # a wrong option or argument
+            print(f"Error: {error.format_message()}\nNext: tunesmith --help", file=sys.stderr)
+            sys.exit(error.exit_code)
+        traceback.print_exc()
+        print("\nThis is a bug in Tunesmith. Please report it with the lines above.", file=sys.stderr)
+        sys.exit(BUG_EXIT_CODE)
+
+
+def _show(error: TunesmithError) -> None:
+    if "--json" in sys.argv:
+        print(json.dumps({"error": {"kind": type(error).__name__, "message": error.message, "hint": error.hint, "exit_code": error.exit_code}}, ensure_ascii=False))
+        return
+    print(f"Error: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"Next: {error.hint}", file=sys.stderr)

@@ -1,0 +1,217 @@
+"""The arrows of the loop as commands: prepare, plan, train, evaluate, calibrate, register, run, renew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tunesmith.app.cli.options import JsonOption, ProjectOption, SetOption, duration, open_project, show
+
+if TYPE_CHECKING:
+    from tunesmith.entities import DatasetVersion, Evaluation, Run
+    from tunesmith.flow import Outcome
+    from tunesmith.project import Project
+    from tunesmith.train.plan import Plan
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (run, prepare, plan, train, evaluate, calibrate, register, renew):
+        app.command()(command)
+
+
+def prepare(
+    project: ProjectOption = Path(),
+    overrides: SetOption = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start a dataset without a parent.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Documents -> dataset version: read, validate, deduplicate, split, freeze."""
+    from tunesmith import flow
+
+    opened = open_project(project, overrides, as_json=as_json)
+    with opened.lock("tunesmith prepare"):
+        version = flow.prepare(opened, fresh=fresh)
+    lines = [f"{version.path}", *(f"  {count:>7,} {split}" for split, count in version.rows.items())]
+    lines += [f"  {count:>7,} dropped: {reason}" for reason, count in version.dropped.items()]
+    show(as_json, version.model_dump(mode="json"), "\n".join(lines), next_command="tunesmith plan")
+
+
+def plan(project: ProjectOption = Path(), overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """Say what a run will do and cost, before it does it."""
+    from tunesmith import flow
+
+    opened = open_project(project, overrides, as_json=as_json)
+    with opened.lock("tunesmith plan"):
+        made = flow.plan(opened, _dataset(opened))
+    show(as_json, made.model_dump(mode="json") | {"trainable_share": made.trainable_share}, plan_in_words(made), next_command="tunesmith train")
+
+
+def train(project: ProjectOption = Path(), overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """Dataset version -> run; a killed run continues."""
+    from tunesmith import flow
+
+    opened = open_project(project, overrides, as_json=as_json)
+    with opened.lock("tunesmith train"):
+        trained = flow.train(opened, _dataset(opened))
+    show(as_json, trained.model_dump(mode="json"), run_in_words(opened, trained), next_command="tunesmith evaluate")
+
+
+def evaluate(project: ProjectOption = Path(), overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """Run -> evaluation: base, tuned and classical on the same test records."""
+    from tunesmith import flow
+
+    opened = open_project(project, overrides, as_json=as_json)
+    with opened.lock("tunesmith evaluate"):
+        evaluation = flow.evaluate(opened, _run(opened))
+    show(as_json, evaluation.model_dump(mode="json"), evaluation.path, next_command="tunesmith calibrate")
+
+
+def calibrate(project: ProjectOption = Path(), overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """Make the confidence honest and write the report."""
+    from tunesmith import flow
+
+    opened = open_project(project, overrides, as_json=as_json)
+    with opened.lock("tunesmith calibrate"):
+        calibration = flow.calibrate(opened, _evaluation(opened))
+    show(as_json, calibration.report, f"Report: {calibration.html}", next_command="tunesmith register")
+
+
+def register(
+    project: ProjectOption = Path(),
+    overrides: SetOption = None,
+    run_id: Annotated[str, typer.Option("--run", help="Id of an evaluated run; the one of the present settings when left out.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Register the run and ask the gate for the alias champion; refused exits 4."""
+    from tunesmith import flow
+
+    opened = open_project(project, overrides, as_json=as_json)
+    with opened.lock("tunesmith register"):
+        trained = _run(opened, run_id)
+        version, verdict = flow.register(opened, trained, flow.evaluation_of(opened, trained) if run_id else _evaluation(opened))
+    show(as_json, {"model_version": version.model_dump(mode="json"), "verdict": verdict.model_dump(mode="json")}, verdict.reason, next_command="tunesmith serve" if verdict.passed else "")
+    _exit_when_refused(verdict.passed)
+
+
+def run(project: ProjectOption = Path(), overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """The whole loop: prepare, plan, train, evaluate, calibrate, register."""
+    from tunesmith import flow
+
+    opened = open_project(project, overrides, as_json=as_json)
+    with opened.lock("tunesmith run"):
+        dataset = flow.prepare(opened)
+        if not as_json:
+            show(False, None, plan_in_words(flow.plan(opened, dataset)) + "\n")
+        outcome = flow.finish(opened, dataset)
+    _show_outcome(opened, outcome, as_json)
+
+
+def renew(project: ProjectOption = Path(), overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """New judgements -> the next dataset version -> run -> gate, on the same frozen test split."""
+    from tunesmith import flow
+
+    opened = open_project(project, overrides, as_json=as_json)
+    with opened.lock("tunesmith renew"):
+        outcome = flow.renew(opened)
+    _show_outcome(opened, outcome, as_json)
+
+
+def _show_outcome(project: Project, outcome: Outcome, as_json: bool) -> None:
+    report = outcome.calibration.report
+    value = {
+        "dataset_version": outcome.dataset.id,
+        "run": outcome.run.id,
+        "evaluation": outcome.evaluation.id,
+        "model_version": outcome.model_version.id,
+        "verdict": outcome.verdict.model_dump(mode="json"),
+        "report": str(outcome.calibration.html),
+        "metrics": report["metrics"],
+        "paired": report["paired"],
+        "paired_classical": report["paired_classical"],
+    }
+    text = f"\n{run_in_words(project, outcome.run)}\n\n{report_in_words(report)}\n\nGate: {'passed' if outcome.verdict.passed else 'refused'}, {outcome.verdict.reason}.\nReport: {outcome.calibration.html}"
+    show(as_json, value, text, next_command='tunesmith predict "TEXT", tunesmith serve, tunesmith review next' if outcome.verdict.passed else "")
+    _exit_when_refused(outcome.verdict.passed)
+
+
+def _exit_when_refused(passed: bool) -> None:
+    from tunesmith.errors import RefusedError
+
+    if not passed:
+        raise typer.Exit(RefusedError.exit_code)
+
+
+def _dataset(project: Project) -> DatasetVersion:
+    from tunesmith import flow
+
+    return flow.prepare(project)
+
+
+def _run(project: Project, run_id: str = "") -> Run:
+    """Return a run by its id, or the finished run of the present settings."""
+    from tunesmith import flow
+    from tunesmith.entities import Run
+    from tunesmith.errors import NotFoundError
+
+    wanted = run_id or flow.run_id(project, _dataset(project))
+    found = project.store.find(wanted)
+    if not isinstance(found, Run):
+        raise NotFoundError(f"No finished run {wanted}.", hint="tunesmith train")
+    return found
+
+
+def _evaluation(project: Project) -> Evaluation:
+    from tunesmith import flow
+
+    return flow.evaluate(project, _run(project))
+
+
+def plan_in_words(plan: Plan) -> str:
+    """Write a plan as aligned lines."""
+    from tunesmith.train.plan import excess_in_words
+
+    memory, seconds = plan.peak_memory_bytes, plan.seconds
+    lines = (
+        ("trains", f"{plan.trainable_parameters:,} of {plan.all_parameters:,} parameters ({100 * plan.trainable_share:.2f} %), strategy {plan.strategy}"),
+        ("reads", f"{plan.rows:,} rows, {plan.tokens:,} tokens, {plan.supervised_tokens:,} of them supervised, {plan.steps:,} steps"),
+        ("passes", f"{plan.forward}, {plan.dtype}; {100 * plan.padding_share:.1f} % padding; {plan.shared_prefix_tokens} prompt tokens are shared by all rows"),
+        ("too long", excess_in_words(plan)),
+        ("stop token", f"{plan.stop_token} {'is' if plan.stop_token_is_trained else 'IS NOT'} trained{', and is the pad token too: harmless, padding is told by position' if plan.pad_equals_stop else ''}"),
+        ("template", "round-trips" if plan.template_round_trips else "does not round-trip: tokens of the pieces differ from tokens of the whole; both train and serve use the pieces"),
+        ("memory", f"{memory.expected / 1e9:.1f} GB peak [{memory.low / 1e9:.1f}, {memory.high / 1e9:.1f}]"),
+        ("time", f"{duration(seconds.expected)} [{duration(seconds.low)}, {duration(seconds.high)}]"),
+        ("disk", f"{plan.disk_bytes / 1e6:,.0f} MB at most"),
+    )
+    return "\n".join(f"  {name:<11}{text}" for name, text in lines)
+
+
+def run_in_words(project: Project, run: Run) -> str:
+    """Write what was predicted beside what was measured."""
+    from tunesmith import flow
+
+    plan = flow.run_plan(project, run)
+    memory, seconds = plan.peak_memory_bytes, plan.seconds
+    return "\n".join(
+        (
+            f"  {'':<8}{'predicted':>34}{'measured':>16}",
+            f"  {'memory':<8}{f'{memory.expected / 1e9:.1f} GB [{memory.low / 1e9:.1f}, {memory.high / 1e9:.1f}]':>34}{f'{run.peak_memory_bytes / 1e9:.1f} GB':>16}",
+            f"  {'time':<8}{f'{duration(seconds.expected)} [{duration(seconds.low)}, {duration(seconds.high)}]':>34}{duration(run.seconds):>16}",
+        )
+    )
+
+
+def report_in_words(report: dict[str, object]) -> str:
+    """Write the metrics table and the verdict on the classical baseline."""
+    from tunesmith.evaluate.report import METRIC_NAMES, verdict
+
+    metrics: dict[str, dict[str, dict[str, float]]] = report["metrics"]  # type: ignore[assignment]
+    header = f"  {'':<28}{'base':>22}{'classical':>22}{'tuned':>22}"
+    rows = [f"  {METRIC_NAMES[name]:<28}" + "".join(f"{_figure(figures[who]):>22}" for who in ("base", "classical", "tuned")) for name, figures in metrics.items()]
+    return "\n".join((header, *rows, "", verdict(report)))
+
+
+def _figure(interval: dict[str, float]) -> str:
+    return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"

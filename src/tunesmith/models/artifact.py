@@ -1,0 +1,118 @@
+"""A model version on disk: everything that its answers depend on, in one folder.
+
+    adapter/            PEFT's layout: adapter_config.json, adapter_model.safetensors
+    model.json          base model, task, prompt and precision
+    calibrator.json     from logits to honest confidences
+    chat_template.jinja the template that it was trained with
+    README.md           the model card
+    manifest.json       SHA-256 of every other file
+
+The folder is read again only if every digest is right, and holds safetensors and text alone: loading it runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from tunesmith.errors import DataError, NotFoundError
+from tunesmith.files import file_sha256
+from tunesmith.models.catalog import resolve_base
+from tunesmith.models.engine import Engine, load_tokenizer, resolve
+from tunesmith.models.settings import ModelSection, TaskSection
+from tunesmith.models.tokens import Keep, Prompt
+
+MANIFEST = "manifest.json"
+
+
+class ModelFile(BaseModel):
+    """What model.json holds.
+
+    Attributes:
+        base_sha256: digest that the base model's weights must have.
+        model: the section `model`, resolved when it was trained.
+        max_length, truncate_keep: where a text is cut.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    base_sha256: str
+    license: str
+    source: str
+    model: ModelSection
+    task: TaskSection
+    max_length: int
+    truncate_keep: Keep
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model version's folder whose digests were checked."""
+
+    folder: Path
+    model: ModelFile
+    calibrator: dict[str, Any]
+
+    def engine(self, root: Path, *, batch_size: int = 32) -> Engine:
+        """Load the model as it was evaluated.
+
+        Args:
+            root: The project's folder, where a relative base model path starts.
+            batch_size: Texts a forward pass.
+
+        Raises:
+            DataError: the base model has other weights than the ones that the adapter was trained on.
+        """
+        base = resolve_base(self.model.model, root)
+        if base.sha256 != self.model.base_sha256:
+            raise DataError(f"The adapter in {self.folder.name} needs the base model with sha256 {self.model.base_sha256}. Received: {base.sha256}.")
+        prompt = Prompt(load_tokenizer(base.path), self.model.task, self.model.max_length, self.model.truncate_keep)
+        trained_with = (self.folder / "chat_template.jinja").read_text(encoding="utf-8")
+        if prompt.tokenizer.chat_template != trained_with:
+            raise DataError(f"The chat template must be the one that {self.folder.name} was trained with. Received: another one from {base.path}.")
+        # Precision as trained; the forward pass is chosen for the machine that answers.
+        section = resolve(self.model.model.model_copy(update={"forward": "auto"}), base.path)
+        return Engine(base.path, prompt, section, adapter=self.folder / "adapter", batch_size=batch_size)
+
+
+def write_artifact(folder: Path, *, adapter: Path, model: ModelFile, calibrator: Mapping[str, Any], chat_template: str, card: str) -> str:
+    """Write a model version's folder by write-then-rename.
+
+    Returns:
+        The manifest's SHA-256, which stands for all files.
+    """
+    partial = folder.with_name(f".{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(adapter, partial / "adapter")
+    files = {"model.json": model.model_dump_json(indent=2), "calibrator.json": json.dumps(calibrator, indent=2), "chat_template.jinja": chat_template, "README.md": card}
+    for name, text in files.items():
+        (partial / name).write_text(text, encoding="utf-8")
+    digests = {str(path.relative_to(partial)): file_sha256(path) for path in sorted(partial.rglob("*")) if path.is_file()}
+    (partial / MANIFEST).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    return file_sha256(folder / MANIFEST)
+
+
+def open_artifact(folder: Path) -> Artifact:
+    """Check a model version's folder and read it.
+
+    Raises:
+        NotFoundError: there is no such folder.
+        DataError: a file is missing, was changed, or does not belong there.
+    """
+    if not (folder / MANIFEST).exists():
+        raise NotFoundError(f"No model version in {folder}.", hint="tunesmith register")
+    expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    found = {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST}
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        raise DataError(f"Every file of {folder.name} must match its manifest. Changed, missing or added: {', '.join(wrong)}.", hint="tunesmith register")
+    model = ModelFile.model_validate_json((folder / "model.json").read_text(encoding="utf-8"))
+    return Artifact(folder, model, json.loads((folder / "calibrator.json").read_text(encoding="utf-8")))

@@ -1,0 +1,216 @@
+"""A project on disk: its settings, its store, its lock, and what it tells while it works.
+
+    tunesmith.yaml      the settings
+    datasets/           dataset versions, tracked by DVC
+    .tunesmith/         store.db, runs, evaluations, models, mlflow.db; ignored by git
+
+Everything heavy is opened when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from tunesmith.config import FILE_NAME, Config, load_config
+from tunesmith.entities import utc_now
+from tunesmith.errors import BusyError, MissingExtraError
+from tunesmith.store import Store
+
+if TYPE_CHECKING:
+    from tunesmith.models.catalog import BaseModel
+    from tunesmith.models.settings import ModelSection
+    from tunesmith.models.tokens import Prompt
+    from tunesmith.tracking import Tracker
+
+STATE_FOLDER = ".tunesmith"
+
+
+class Progress:
+    """What a step tells while it works; this one is silent. Doors pass a subclass that shows it."""
+
+    def start(self, step: str, detail: str = "") -> None:
+        """A step begins."""
+
+    def advance(self, done: int, total: int, detail: str = "") -> None:
+        """A part of the running step is done: `done` of `total` units."""
+
+    def finish(self, step: str, detail: str, *, seconds: float, skipped: bool = False) -> None:
+        """A step is done, or was found done for the same inputs."""
+
+    def stop(self) -> None:
+        """A step failed."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with a tunesmith.yaml.
+
+    Attributes:
+        root: The folder.
+        config: Its checked settings.
+        progress: Is told what happens.
+    """
+
+    root: Path
+    config: Config
+    progress: Progress = field(default_factory=Progress)
+
+    @classmethod
+    def load(cls, path: str | Path = ".", overrides: Sequence[str] = (), progress: Progress | None = None) -> Self:
+        """Open a project.
+
+        Args:
+            path: Its folder or its tunesmith.yaml.
+            overrides: `key.path=value` strings, checked like the file.
+            progress: Is told what happens; silent when None.
+
+        Raises:
+            NotFoundError: there is no project file.
+            ConfigError: the file or an override breaks a rule; all errors are listed.
+        """
+        file = Path(path)
+        if file.is_dir() or file.suffix not in {".yaml", ".yml"}:
+            file = file / FILE_NAME
+        return cls(file.parent.resolve(), load_config(file, overrides), progress or Progress())
+
+    @cached_property
+    def store(self) -> Store:
+        """The project's database."""
+        _ignore_state(self.state)
+        return Store.at(self.state / "store.db")
+
+    @property
+    def state(self) -> Path:
+        """Folder of everything that Tunesmith keeps beside the datasets."""
+        return self.root / STATE_FOLDER
+
+    @cached_property
+    def base(self) -> BaseModel:
+        """The base model, converted or downloaded where needed."""
+        with needs_extra("train"):
+            from tunesmith.models.catalog import resolve_base
+        return resolve_base(self.config.model, self.root)
+
+    @cached_property
+    def model_section(self) -> ModelSection:
+        """The section `model` without `auto`."""
+        with needs_extra("train"):
+            from tunesmith.models.engine import resolve
+        return resolve(self.config.model, self.base.path, lora_dropout=self.config.train.lora_dropout)
+
+    @cached_property
+    def prompt(self) -> Prompt:
+        """The task's prompts for the base model's tokenizer."""
+        from tunesmith.models.engine import load_tokenizer
+        from tunesmith.models.tokens import Prompt
+
+        return Prompt(load_tokenizer(self.base.path), self.config.task, self.config.train.max_length, self.config.train.truncate_keep)
+
+    @cached_property
+    def tracker(self) -> Tracker | None:
+        """MLflow, or None when `train.report_to` leaves it out."""
+        if "mlflow" not in self.config.train.report_to:
+            return None
+        from tunesmith.tracking import Tracker
+
+        return Tracker(self.state, self.config.project)
+
+    @contextmanager
+    def lock(self, command: str) -> Iterator[None]:
+        """Hold the project while it is changed.
+
+        Raises:
+            BusyError: another command holds it; names that command.
+        """
+        self.state.mkdir(parents=True, exist_ok=True)
+        with (self.state / "lock").open("a+") as file:
+            if not _try_lock(file):
+                file.seek(0)
+                raise BusyError(f"One command at a time may change a project. It is held by {file.read().strip() or 'another command'}.", hint="Wait for it to end, then try again.")
+            file.truncate(0)
+            file.write(f"'{command}', process {os.getpid()}, since {utc_now()}\n")
+            file.flush()
+            yield
+            file.truncate(0)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Callable[..., None]]:
+        """Tell the start and the end of a step, and keep how long it took.
+
+        Yields:
+            `done(detail, skipped=False)`, to be called with what came out.
+        """
+        started = time.monotonic()
+        self.progress.start(name)
+        told: dict[str, Any] = {"detail": "", "skipped": False}
+
+        def done(detail: str, *, skipped: bool = False) -> None:
+            told.update(detail=detail, skipped=skipped)
+
+        try:
+            yield done
+        except BaseException:
+            self.progress.stop()
+            raise
+        seconds = time.monotonic() - started
+        if not told["skipped"]:
+            line = {"step": name, "detail": told["detail"], "seconds": round(seconds, 3), "at": utc_now()}
+            with (self.state / "steps.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        self.progress.finish(name, told["detail"], seconds=seconds, skipped=told["skipped"])
+
+    def seconds_of(self, step: str, noun_id: str) -> float | None:
+        """Return how long the step took that made a noun, or None when that is not known."""
+        file = self.state / "steps.jsonl"
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+        return next((line["seconds"] for line in reversed(lines) if line["step"] == step and line["detail"].startswith(noun_id)), None)
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Turn a missing optional package into an error that names the extra.
+
+    Raises:
+        MissingExtraError: an import in the block failed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("tunesmith"):
+            raise
+        raise MissingExtraError(error.name or "", extra) from None
+
+
+def _ignore_state(state: Path) -> None:
+    """Keep the state folder out of the user's git: it ignores itself."""
+    state.mkdir(parents=True, exist_ok=True)
+    if not (state / ".gitignore").exists():
+        (state / ".gitignore").write_text("*\n", encoding="utf-8")
+
+
+def _try_lock(file: Any) -> bool:
+    """Take an exclusive lock that the operating system frees when this process ends, however it ends."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        import msvcrt
+
+        file.seek(0)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,147 @@
+"""Who may take the alias `champion`.
+
+A challenger must beat the champion on the same test rows with the paired interval excluding zero; the first one must beat
+the untuned base model. Every look at a test split is recorded and spends from the error budget, so that asking again and
+again does not promote by luck: look k spends budget * 6 / (pi k)^2, which sums to the budget over any number of looks.
+A look that was taken before (same challenger, opponent and rows) is remembered, not spent again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from tunesmith.entities import content_id
+from tunesmith.errors import RefusedError
+from tunesmith.evaluate.intervals import Bootstrap
+from tunesmith.evaluate.metrics import counted, mean_of_sums
+from tunesmith.registry.settings import RegistrySection
+from tunesmith.store import Store
+
+ClassicalVerdict = Literal["wins", "level", "loses"]
+
+
+class Verdict(BaseModel):
+    """What the gate said about a challenger, and why.
+
+    Attributes:
+        difference, low, high: accuracy of the challenger minus the opponent's on the same test rows, with its interval.
+        level: level of that interval, 1 minus what this look spent.
+        look: number of this look at the test split, from 1.
+        against_classical: whether the challenger wins, is level or loses against the classical baseline.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    passed: bool
+    reason: str
+    challenger: str
+    opponent: str
+    difference: float
+    low: float
+    high: float
+    level: float
+    look: int
+    n_test: int
+    against_classical: ClassicalVerdict
+
+
+def error_spent(budget: float, look: int) -> float:
+    """Return what look number `look`, from 1, may spend of an error budget.
+
+    Source:
+        Basel series; used for online testing by Foster & Stine 2008, Alpha-investing, section 3.
+    """
+    return budget * 6 / (math.pi * look) ** 2
+
+
+def split_digest(record_ids: Sequence[str]) -> str:
+    """Return the identity of a test split: a hash of its record ids, order aside."""
+    return content_id("tst", sorted(record_ids))
+
+
+def judge(
+    store: Store,
+    section: RegistrySection,
+    name: str,
+    *,
+    challenger: str,
+    opponent: str,
+    record_ids: Sequence[str],
+    challenger_correct: NDArray[np.bool_],
+    opponent_correct: NDArray[np.bool_],
+    against_classical: ClassicalVerdict,
+    seed: int = 0,
+) -> Verdict:
+    """Look at the test split once and say whether the challenger takes the alias.
+
+    Args:
+        store: Keeps the looks.
+        section: The error budget and the demand on the classical baseline.
+        name: The registered model.
+        challenger: Id of the challenging model version.
+        opponent: Id of the champion, or `base`.
+        record_ids: The test rows, n of them.
+        challenger_correct: shape (n,). Whether the challenger's answer to each row is right.
+        opponent_correct: shape (n,). The same of the opponent.
+        against_classical: What the evaluation found.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The verdict, which is also recorded.
+    """
+    digest = split_digest(record_ids)
+    looks = store.looks(name, digest)
+    for taken in looks:
+        if taken["model_version_id"] == challenger and taken["opponent_id"] == opponent:
+            return Verdict.model_validate(taken["verdict"])
+    look = len(looks) + 1
+    spent = error_spent(section.error_budget, look)
+    # Enough resamples that some 25 lie beyond each end of the interval.
+    bootstrap = Bootstrap(len(record_ids), n_samples=min(50_000, max(2000, math.ceil(50 / spent))), level=1 - spent, seed=seed)
+    difference = bootstrap.difference(mean_of_sums, counted(challenger_correct.astype(float)), counted(opponent_correct.astype(float)))
+    beats = difference.low > 0
+    meets_classical = against_classical == "wins" or not section.require_beats_classical
+    figures = f"{100 * difference.value:+.1f} points of accuracy [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}] on {len(record_ids):,} test records"
+    rival = "the base model" if opponent == "base" else f"the champion {opponent}"
+    reason = f"{'better than' if beats else 'not shown to be better than'} {rival}: {figures}, interval at {100 * (1 - spent):.2f} % (look {look})"
+    if beats and not meets_classical:
+        reason += f"; but registry.require_beats_classical is set and it {against_classical} {'with' if against_classical == 'level' else 'against'} the classical baseline"
+    verdict = Verdict(
+        passed=beats and meets_classical,
+        reason=reason,
+        challenger=challenger,
+        opponent=opponent,
+        difference=difference.value,
+        low=difference.low,
+        high=difference.high,
+        level=1 - spent,
+        look=look,
+        n_test=len(record_ids),
+        against_classical=against_classical,
+    )
+    store.put_look(name=name, test_sha256=digest, model_version_id=challenger, opponent_id=opponent, error_spent=spent, verdict=verdict.model_dump())
+    return verdict
+
+
+def refuse_unless_best(candidate: str, validation_accuracy: dict[str, float]) -> None:
+    """Refuse a run that another run of the same dataset version beats on validation, before the test split is looked at.
+
+    Args:
+        candidate: Id of the run.
+        validation_accuracy: Run id -> accuracy on validation, of every evaluated run of the dataset version.
+
+    Raises:
+        RefusedError: names the better run.
+    """
+    best = max(validation_accuracy, key=lambda run: (validation_accuracy[run], run == candidate))
+    if best != candidate:
+        raise RefusedError(
+            f"Candidates are chosen on validation. Received {candidate} with {100 * validation_accuracy[candidate]:.1f} % accuracy there; "
+            f"{best} has {100 * validation_accuracy[best]:.1f} %. The test split was not looked at.",
+            hint=f"tunesmith register --run {best}",
+        )

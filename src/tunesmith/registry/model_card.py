@@ -1,0 +1,59 @@
+"""The model card: what a model version is, what it was taught by, how good it is and where that ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tunesmith.entities import DatasetVersion, Run
+from tunesmith.models.artifact import ModelFile
+
+
+def model_card(model: ModelFile, run: Run, dataset: DatasetVersion, report: Mapping[str, Any]) -> str:
+    """Write the model card as Markdown.
+
+    Args:
+        model: What model.json will hold.
+        run: The training run.
+        dataset: The dataset version it was trained and tested on.
+        report: The evaluation's report, as report.json holds it.
+    """
+    rows = "\n".join(f"| {name.replace('_', ' ')} | " + " | ".join(_cell(report["metrics"][name][who]) for who in ("base", "classical", "tuned")) + " |" for name in report["metrics"])
+    labels = "\n".join(f"- {label.name}" + (f" (writes `{label.written}`)" if label.written != label.name else "") for label in model.task.labels)
+    against = {"wins": "It beats", "level": "It is level with", "loses": "It loses against"}[report["classical_verdict"]]
+    return f"""# Model card of {run.id}
+
+{model.task.instruction}
+
+Adapter ({run.strategy}) for **{run.base_model}**, licence {model.license}, {model.source} (sha256 `{model.base_sha256}`).
+
+## Labels
+
+{labels}
+
+## Scores
+
+On {report["n_test"]:,} test records that no training, calibration or choice has seen, value [interval]:
+
+| metric | base | classical | tuned |
+|---|---|---|---|
+{rows}
+
+{against} a classical baseline (TF-IDF with logistic regression) trained on the same rows and reading the full text.
+Confidences are calibrated by {report.get("calibration", {}).get("method", "nothing yet")} on {dataset.rows["calibration"]:,} records of their own.
+
+## Data
+
+Dataset version `{dataset.id}`: {", ".join(f"{count:,} {split}" for split, count in dataset.rows.items())}.
+Dropped, each with its reason: {", ".join(f"{count:,} {reason}" for reason, count in dataset.dropped.items()) or "nothing"}.
+
+## Limits
+
+- It picks one of the labels above for any text, also for a text that is about something else.
+- A text longer than {model.max_length} tokens with its prompt is cut ({model.truncate_keep} is kept).
+- The scores hold for texts like the test records; elsewhere measure again.
+"""
+
+
+def _cell(figure: Mapping[str, float]) -> str:
+    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"

@@ -1,0 +1,113 @@
+"""Texts -> predictions that are on disk before they are answered.
+
+One predictor answers for the terminal, the batch command and the HTTP service. Nothing here knows torch: the engine and
+the calibrator come ready made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunesmith.entities import Deployment, Prediction, new_id, utc_now
+from tunesmith.errors import DataError
+from tunesmith.store import Store
+
+Progress = Callable[[int, int], None]
+
+
+class Scorer(Protocol):
+    """Gives a logit to each label of each text."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names in the order of the scores' columns."""
+
+    def score(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
+        """Return shape (n_texts, n_labels)."""
+
+
+class Calibrator(Protocol):
+    """Turns logits into probabilities."""
+
+    def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return shape (n_texts, n_labels); rows sum to 1."""
+
+
+class Predictor:
+    """Answers with one variant of a deployment.
+
+    Args:
+        engine: Scores the label space.
+        calibrator: Makes the confidence honest.
+        deployment: Who answers.
+        variant: The variant's name in the deployment.
+        store: Keeps every prediction.
+    """
+
+    def __init__(self, engine: Scorer, calibrator: Calibrator, deployment: Deployment, variant: str, store: Store) -> None:
+        self._engine, self._calibrator, self._store = engine, calibrator, store
+        self.deployment, self.variant = deployment, variant
+        self._one_at_a_time = threading.Lock()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The label space."""
+        return self._engine.labels
+
+    @property
+    def model_version_id(self) -> str:
+        """The model version that answers."""
+        return self.deployment.variants[self.variant]
+
+    def predict(self, texts: Sequence[str], progress: Progress | None = None) -> list[Prediction]:
+        """Answer texts, in their order, and write each answer to the store first.
+
+        Args:
+            texts: One or more texts, none of them empty.
+            progress: Called with texts done and texts in all.
+
+        Raises:
+            DataError: a text is empty.
+        """
+        for position, text in enumerate(texts):
+            if not text.strip():
+                raise DataError(f"A text to predict must not be empty. Received: {text!r} at position {position + 1}.")
+        if not texts:
+            return []
+        with self._one_at_a_time:  # the engine uses every core by itself
+            started = time.perf_counter()
+            logits = self._engine.score(texts, progress)
+            seconds = (time.perf_counter() - started) / len(texts)
+        raw, honest = _softmax(logits), self._calibrator.probabilities(logits)
+        answers = logits.argmax(axis=1)
+        predictions = [
+            Prediction(
+                id=new_id("prd"),
+                deployment_id=self.deployment.id,
+                model_version_id=self.model_version_id,
+                variant=self.variant,
+                text=text,
+                text_sha256=hashlib.sha256(text.encode()).hexdigest(),
+                label=self.labels[answer],
+                confidence_raw=float(raw[row, answer]),
+                confidence=float(honest[row, answer]),
+                scores={label: float(logit) for label, logit in zip(self.labels, logits[row], strict=True)},
+                latency_seconds=seconds,
+                created_at=utc_now(),
+            )
+            for row, (text, answer) in enumerate(zip(texts, answers, strict=True))
+        ]
+        self._store.put(*predictions)
+        return predictions
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]

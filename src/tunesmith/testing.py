@@ -1,0 +1,125 @@
+"""For tests of Tunesmith and of plug-ins: a tiny base model with random weights, and a small labelled data set.
+
+The tiny model is a real Llama with a real tokenizer and chat template, so that every path of the program runs on it in
+seconds. What it answers means nothing until it is trained.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_WORDS = {
+    "mortgage": "escrow house refinance lender foreclosure appraisal property",
+    "card": "credit card charge merchant purchase fraud limit",
+    "loan": "student tuition servicer deferment college payment forbearance",
+}
+_FILLER = "the company told me that my account was wrong and I called them again about it but nobody answered so I write now".split()
+
+
+def tiny_base(folder: Path, *, seed: int = 0, texts: Sequence[str] = ()) -> Path:
+    """Write a base model of some 50,000 parameters: Llama, 2 layers, hidden size 32, 4 heads on 2 key-value heads.
+
+    Args:
+        folder: Where to; created where missing.
+        seed: Seed of the weights.
+        texts: What the tokenizer learns its vocabulary from, besides the texts of `tiny_rows`.
+
+    Returns:
+        The folder, as `model.model_name_or_path` takes it.
+    """
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator([text for text, _ in tiny_rows(60)] + list(texts), trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>")  # noqa: S106 - tokens of text
+    fast.chat_template = _TEMPLATE
+    fast.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    torch.manual_seed(seed)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def tiny_rows(n: int) -> list[tuple[str, str]]:
+    """Return n different (text, label) rows of three labels that a classifier can learn; the same ones every time."""
+    import random
+
+    draw = random.Random(0)  # noqa: S311 - no secret
+    rows = []
+    for number in range(n):
+        label = sorted(_WORDS)[number % 3]
+        words = draw.choices(_WORDS[label].split(), k=6) + draw.choices(_FILLER, k=10)
+        draw.shuffle(words)
+        rows.append((f"{' '.join(words)} {number}", label))
+    return rows
+
+
+def tiny_project(folder: Path, *, n_rows: int = 240, settings: str = "") -> Path:
+    """Write a project that runs the whole loop in seconds on the tiny base model.
+
+    Args:
+        folder: Where to; created where missing.
+        n_rows: Rows of data/records.csv.
+        settings: YAML to add at the end of tunesmith.yaml.
+
+    Returns:
+        The folder.
+    """
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    tiny_base(folder / "base")
+    with (folder / "data" / "records.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows(tiny_rows(n_rows))
+    (folder / "tunesmith.yaml").write_text(_PROJECT + settings, encoding="utf-8")
+    return folder
+
+
+_PROJECT = """\
+project: tiny
+task:
+  instruction: Sort the letter.
+  labels: [card, loan, mortgage]
+data:
+  sources:
+    - path: data/records.csv
+      splits: {train: 0.4, validation: 0.15, calibration: 0.15, test: 0.3}
+model:
+  model_name_or_path: base
+  dtype: float32
+train:
+  max_length: 160
+  excess_length_strategy: truncate
+  learning_rate: 1e-2
+  num_train_epochs: 3
+  per_device_train_batch_size: 8
+  save_steps: 5
+  logging_steps: 5
+evaluate:
+  bootstrap_samples: 200
+  latency_samples: 3
+"""

@@ -1,0 +1,196 @@
+"""What a run will do and cost, before it does it.
+
+Rows that do not fit are named, the stop token and the chat template are checked, and peak memory, time and disk are
+predicted with an interval. A prediction is never a promise: the run prints it again beside what was measured, and a
+finished run on the same base and machine replaces the probe of the processor by its own speed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from tunesmith.errors import DataError, RefusedError
+from tunesmith.models.engine import n_workers
+from tunesmith.models.footprint import Footprint, matmul_flops_per_second, measure_footprint
+from tunesmith.models.memory import resident_bytes
+from tunesmith.models.settings import ModelSection
+from tunesmith.models.tokens import Prompt
+from tunesmith.train.batches import Rows, Step, encode_rows, schedule
+from tunesmith.train.fit import with_adapters
+from tunesmith.train.settings import TrainSection
+
+# Share of the probed matrix speed that a whole training step reaches, and its range: measured by benchmarks/training.py.
+_EFFICIENCY = {"fast": (0.2, 0.42, 0.6), "plain": (0.06, 0.15, 0.3)}
+_OWN_HISTORY = (0.7, 1.0, 1.25)
+_MEMORY_RANGE = (0.8, 1.0, 1.3)
+_SHOWN = 5
+_ROUND_TRIP_SAMPLE = 200
+
+
+class Estimate(BaseModel):
+    """An expected value with a low and a high end."""
+
+    model_config = ConfigDict(frozen=True)
+    low: float
+    expected: float
+    high: float
+
+
+class Plan(BaseModel):
+    """What a run will do and cost.
+
+    Attributes:
+        rows: training rows; `records` may be fewer when texts are split.
+        tokens: tokens that one epoch reads, without padding.
+        supervised_tokens: tokens that the loss is taken at, one epoch.
+        excess: ids of records whose text does not fit, with what happens to them in `excess_length_strategy`.
+        peak_memory_bytes, seconds: estimates. disk_bytes: checkpoints and adapter at most.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    strategy: str
+    forward: str
+    dtype: str
+    records: int
+    rows: int
+    steps: int
+    tokens: int
+    supervised_tokens: int
+    shared_prefix_tokens: int
+    padding_share: float
+    excess: tuple[str, ...]
+    excess_length_strategy: str
+    stop_token: str
+    stop_token_is_trained: bool
+    pad_equals_stop: bool
+    template_round_trips: bool
+    trainable_parameters: int
+    all_parameters: int
+    peak_memory_bytes: Estimate
+    seconds: Estimate
+    disk_bytes: int
+
+    @property
+    def trainable_share(self) -> float:
+        """Trainable parameters as a ratio of all."""
+        return self.trainable_parameters / self.all_parameters
+
+
+def make_plan(records: pl.DataFrame, prompt: Prompt, base: Path, model: ModelSection, section: TrainSection, history: Sequence[float] = ()) -> Plan:
+    """Work out a run without loading weights or training.
+
+    Args:
+        records: The train split; columns id, text, label.
+        prompt: The task's prompts.
+        base: Folder of the base model.
+        model: The section `model`, resolved.
+        section: The section `train`.
+        history: Tokens a second of earlier runs of this base and these settings on this machine.
+
+    Raises:
+        DataError: texts do not fit and the strategy is `raise`, or the chat template cannot be trained on.
+    """
+    rows = encode_rows(records, prompt, section)
+    steps = schedule(rows, section)
+    footprint = measure_footprint(base, model, lambda plain: with_adapters(plain, section))
+    n_prefix = len(prompt.prefix)
+    lengths = rows.lengths
+    tokens = sum(lengths) + n_prefix * len(rows)
+    read = sum(lengths[row] + n_prefix for step in steps for row in step.rows)
+    padded = sum(len(step.rows) * max(lengths[row] for row in step.rows) for step in steps if step.rows)
+    own = sum(lengths[row] for step in steps for row in step.rows)
+    stop = prompt.tokenizer.eos_token_id
+    plan = Plan(
+        strategy=section.strategy,
+        forward=model.forward,
+        dtype=model.dtype,
+        records=len(records),
+        rows=len(rows),
+        steps=len(steps) // section.gradient_accumulation_steps,
+        tokens=tokens,
+        supervised_tokens=rows.supervised_tokens,
+        shared_prefix_tokens=n_prefix,
+        padding_share=1 - own / padded,
+        excess=tuple(rows.excess),
+        excess_length_strategy=section.excess_length_strategy,
+        stop_token=prompt.tokenizer.eos_token,
+        stop_token_is_trained=all(answer[-1] == stop for answer in rows.answers),
+        pad_equals_stop=prompt.tokenizer.pad_token_id == stop,
+        template_round_trips=prompt.round_trips(records["text"].head(_ROUND_TRIP_SAMPLE).to_list()),
+        trainable_parameters=footprint.trainable,
+        all_parameters=footprint.parameters,
+        peak_memory_bytes=_memory(footprint, steps, lengths, n_prefix, rows, model),
+        seconds=_seconds(footprint, read, model, history),
+        disk_bytes=(section.save_total_limit + 1) * 3 * footprint.trainable * 4 + footprint.trainable * 4,
+    )
+    if not plan.stop_token_is_trained:
+        raise DataError(f"Every answer must end with the stop token {plan.stop_token}. Received answers that do not: the model would never stop.")
+    return plan
+
+
+def _memory(footprint: Footprint, steps: Sequence[Step], lengths: Sequence[int], n_prefix: int, rows: Rows, model: ModelSection) -> Estimate:
+    """Predict the peak: what this process holds now, the weights twice while they are read, and the largest pass."""
+    workers = n_workers() if model.forward == "fast" else 1
+    largest = 0
+    for step in steps:
+        if not step.rows:
+            continue
+        width = max(lengths[row] for row in step.rows)
+        own = width * len(step.rows)
+        n_tokens = own + n_prefix * workers if model.forward == "fast" else own + n_prefix * len(step.rows)
+        positions = sum(len(rows.answers[row]) for row in step.rows)
+        largest = max(largest, footprint.activation_bytes(n_tokens, n_prefix + width) + footprint.logit_bytes(positions))
+    working = footprint.weight_bytes + footprint.optimizer_bytes + largest
+    # Side-by-side passes each return their own gradients before they are added.
+    working += footprint.optimizer_bytes // 4 * workers
+    low, expected, high = _MEMORY_RANGE
+    now = resident_bytes()
+    return Estimate(low=now + working * low, expected=now + working * expected, high=now + working * high)
+
+
+def _seconds(footprint: Footprint, tokens: int, model: ModelSection, history: Sequence[float]) -> Estimate:
+    if history:
+        speed, factors = history[-1], _OWN_HISTORY
+    else:
+        workers = n_workers() if not torch.cuda.is_available() else 1
+        speed = matmul_flops_per_second(getattr(torch, model.dtype)) * workers / footprint.flops_per_token
+        factors = _EFFICIENCY[model.forward]
+    slow, expected, fast = factors
+    return Estimate(low=tokens / (speed * fast), expected=tokens / (speed * expected), high=tokens / (speed * slow))
+
+
+def refuse_over_limits(plan: Plan, section: TrainSection, folder: Path) -> None:
+    """Refuse a plan that passes a limit that was set, or that the disk cannot hold.
+
+    Raises:
+        RefusedError: names the limit, the prediction and a key to change.
+    """
+    checks = (
+        ("train.max_memory_gb", section.max_memory_gb, plan.peak_memory_bytes.high / 1e9, "GB of peak memory", "per_device_train_batch_size"),
+        ("train.max_hours", section.max_hours, plan.seconds.high / 3600, "hours", "num_train_epochs"),
+        ("train.max_disk_gb", section.max_disk_gb, plan.disk_bytes / 1e9, "GB of disk", "save_total_limit"),
+    )
+    for key, limit, predicted, unit, lever in checks:
+        if limit is not None and predicted > limit:
+            raise RefusedError(
+                f"The plan must stay within {key} = {limit:g}. Predicted: up to {predicted:.2f} {unit}.",
+                hint=f"Lower train.{lever} or raise {key}, then: tunesmith plan",
+            )
+    free = shutil.disk_usage(folder).free
+    if plan.disk_bytes > free:
+        raise RefusedError(f"The run must fit the disk. Predicted: {plan.disk_bytes / 1e9:.2f} GB. Free: {free / 1e9:.2f} GB.", hint="Free disk space.")
+
+
+def excess_in_words(plan: Plan) -> str:
+    """Say which records do not fit and what happens to them."""
+    if not plan.excess:
+        return "none: every text fits"
+    what = {"truncate": "are cut", "drop": "are left out", "split": "become several rows", "raise": "stop the run"}[plan.excess_length_strategy]
+    named = ", ".join(plan.excess[:_SHOWN]) + (", ..." if len(plan.excess) > _SHOWN else "")
+    return f"{len(plan.excess):,} of {plan.records:,} records {what}: {named}"
