@@ -43,6 +43,9 @@ def freeze(
     settings: dict[str, Any],
     store: Store,
     dvc: bool,
+    *,
+    inputs: str = "",
+    feedback: tuple[str, ...] = (),
 ) -> DatasetVersion:
     """Write a dataset version, or return the one that these inputs made before.
 
@@ -57,6 +60,8 @@ def freeze(
         settings: The resolved settings behind it; anything JSON can hold.
         store: Where its row goes.
         dvc: Whether to version the folder with DVC and git.
+        inputs: Hash of the sources and settings, by which unchanged ones are recognised.
+        feedback: Ids of the judgements that were taken in.
 
     Raises:
         DataError: the folder of a version in the store was lost or changed, and this release of Polars writes other bytes.
@@ -64,12 +69,12 @@ def freeze(
     """
     records = records.select(list(Record.frame_schema())).sort("id")
     parent_id = parent.id if parent else None
-    version_id = content_id("dsv", parent_id, settings, records.select("id", "split").rows(), STEP_VERSION)
+    version_id = content_id("dsv", parent_id, settings, inputs, feedback, records.select("id", "split").rows(), STEP_VERSION)
     folder = root / FOLDER / version_id
     known = store.find(version_id)
     stored = known if isinstance(known, DatasetVersion) else None
     if not _is_whole(folder):
-        facts = {"id": version_id, "project": project, "parent": parent_id, "reason": reason, "labels": labels, "settings": settings}
+        facts = {"id": version_id, "project": project, "parent": parent_id, "reason": reason, "labels": labels, "settings": settings, "inputs": inputs, "feedback": feedback}
         created_at = stored.created_at if stored else utc_now()
         _write(folder, records, dropped.select(list(DROPPED_SCHEMA)), {**facts, "step_version": STEP_VERSION, "created_at": created_at})
     version = _version(folder)
@@ -154,7 +159,7 @@ def _version(folder: Path) -> DatasetVersion:
     return DatasetVersion(
         path=f"{FOLDER}/{folder.name}",
         sha256=manifest["files"]["records.parquet"],
-        **{key: manifest[key] for key in ("id", "parent", "reason", "rows", "dropped", "labels", "created_at")},
+        **{key: manifest[key] for key in ("id", "parent", "reason", "rows", "dropped", "labels", "inputs", "feedback", "created_at")},
     )
 
 

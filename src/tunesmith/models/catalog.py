@@ -7,12 +7,15 @@ Python package. A GGUF file is dequantised once into the cache folder (`TUNESMIT
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import tempfile
+import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -24,6 +27,7 @@ from tunesmith.models.settings import ModelSection
 
 # Bump when the conversion itself changes: then old cache entries are left alone and new ones are made.
 _CONVERSION = 1
+_ABANDONED_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,8 @@ def _from_package(section: ModelSection, address: str) -> BaseModel:
     digest = file_sha256(gguf)
     _check_digest(section, digest, gguf.name)
     folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}-{_CONVERSION}"
-    license_name = section.license or found.metadata.get("License-Expression") or found.metadata.get("License") or "unknown"
+    stated = [found.metadata[key] for key in ("License-Expression", "License") if key in found.metadata]
+    license_name = section.license or next(iter(stated), "unknown")
     base = BaseModel(folder, section.model_name_or_path, digest, license_name, f"{gguf.name} in the package {pinned} {found.version}")
     if not (folder / "source.json").exists():
         _convert_gguf(gguf, base)
@@ -120,10 +125,14 @@ def _convert_gguf(gguf: Path, base: BaseModel) -> None:
 
     logging.disable_progress_bar()
     base.path.parent.mkdir(parents=True, exist_ok=True)
+    for left in base.path.parent.glob(".partial-*"):  # by a kill; a young one may be another process's work
+        if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=base.path.parent))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar cannot be turned off otherwise
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         # transformers marks the loaded model as quantised, although its tensors are plain, and then refuses to save or
         # train it. A fresh model of the same configuration without the mark takes the tensors over.
         settings = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
@@ -156,5 +165,7 @@ def _from_hub(section: ModelSection, name: str) -> BaseModel:
     try:
         folder = snapshot_download(name, revision=section.model_revision, allow_patterns=patterns)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise BackendError(f"The model hub did not give {name} at {section.model_revision}: {error}", hint="Give a local folder or package:NAME/FILE.gguf.") from error
+        raise BackendError(
+            f"The model hub did not give {name} at {section.model_revision}: {error}", hint="Give a local folder or package:NAME/FILE.gguf."
+        ) from error
     return _from_folder(section, Path(folder), f"hub {name} at {section.model_revision}")
