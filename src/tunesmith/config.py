@@ -140,13 +140,19 @@ def _override(given: dict[str, Any], positions: dict[tuple[str | int, ...], tupl
     *parents, last = key.split(".")
     node: Any = given
     for position, parent in enumerate(parents):
-        node = node[int(parent)] if isinstance(node, list) and parent.isdigit() and int(parent) < len(node) else node.setdefault(parent, {}) if isinstance(node, dict) else None
+        node = _child(node, parent)
         if not isinstance(node, dict | list):
             raise ConfigError(f"--set {key}: '{'.'.join(parents[: position + 1])}' holds no keys.", hint="tunesmith config explain")
     if isinstance(node, list):
         raise ConfigError(f"--set {key}: give the whole list, as {'.'.join(parents)}=[...].")
     node[last] = parsed
     positions[tuple(key.split("."))] = (0, 0)
+
+
+def _child(node: Any, key: str) -> Any:
+    if isinstance(node, list):
+        return node[int(key)] if key.isdigit() and int(key) < len(node) else None
+    return node.setdefault(key, {})
 
 
 def _describe(item: Any, positions: dict[tuple[str | int, ...], tuple[int, int]], name: str) -> str:

@@ -74,10 +74,7 @@ class Noun(BaseModel):
         import polars as pl
 
         kinds: dict[str, type[pl.DataType]] = {"str": pl.String, "int": pl.Int64, "float": pl.Float64, "bool": pl.Boolean}
-        return {
-            name: kinds[str(field.annotation.__name__ if isinstance(field.annotation, type) else "str")]
-            for name, field in cls.model_fields.items()
-        }
+        return {name: kinds[str(field.annotation.__name__ if isinstance(field.annotation, type) else "str")] for name, field in cls.model_fields.items()}
 
 
 class Document(Noun):
@@ -135,6 +132,7 @@ class DatasetVersion(Noun):
 
     @property
     def parents(self) -> tuple[str, ...]:
+        """Ids of what this was made from."""
         return (*((self.parent,) if self.parent else ()), *self.feedback)
 
 
@@ -161,6 +159,7 @@ class Run(Noun):
 
     @property
     def parents(self) -> tuple[str, ...]:
+        """Ids of what this was made from."""
         return (self.dataset_version_id,)
 
 
@@ -178,6 +177,7 @@ class Evaluation(Noun):
 
     @property
     def parents(self) -> tuple[str, ...]:
+        """Ids of what this was made from."""
         return (self.run_id, self.dataset_version_id)
 
 
@@ -196,6 +196,7 @@ class ModelVersion(Noun):
 
     @property
     def parents(self) -> tuple[str, ...]:
+        """Ids of what this was made from."""
         return (self.run_id, self.evaluation_id)
 
 
@@ -210,6 +211,7 @@ class Deployment(Noun):
 
     @property
     def parents(self) -> tuple[str, ...]:
+        """Ids of what this was made from."""
         return tuple(self.variants.values())
 
 
@@ -232,6 +234,7 @@ class Prediction(Noun):
 
     @property
     def parents(self) -> tuple[str, ...]:
+        """Ids of what this was made from."""
         return (self.deployment_id, self.model_version_id)
 
 
@@ -249,6 +252,7 @@ class Feedback(Noun):
 
     @property
     def parents(self) -> tuple[str, ...]:
+        """Ids of what this was made from."""
         return (self.prediction_id,)
 
     @classmethod

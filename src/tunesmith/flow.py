@@ -29,6 +29,7 @@ from tunesmith.entities import DatasetVersion, Deployment, Evaluation, ModelVers
 from tunesmith.errors import DataError, NotFoundError, RefusedError
 from tunesmith.files import file_sha256, write_json
 from tunesmith.project import Project, needs_extra
+from tunesmith.review.harvest import Harvest, harvest_records
 
 if TYPE_CHECKING:
     from tunesmith.evaluate.predict_split import SplitScores
@@ -65,22 +66,23 @@ def prepare(project: Project, *, fresh: bool = False) -> DatasetVersion:
     head = None if fresh else newest_dataset(project)
     if head is not None and set(head.labels) != set(project.config.task.names):
         raise DataError(
-            f"A dataset version keeps the label space of its parent. {head.id} has: {'; '.join(head.labels)}. Received: {'; '.join(project.config.task.names)}.",
+            f"A dataset version keeps the label space of its parent. {head.id} has: {'; '.join(head.labels)}. "
+            f"Received: {'; '.join(project.config.task.names)}.",
             hint="tunesmith prepare --fresh",
         )
-    return _prepare(project, head, feedback=None)
+    return _prepare(project, head)
 
 
 def newest_dataset(project: Project) -> DatasetVersion | None:
     """Return the dataset version made last, or None."""
     versions = project.store.all(DatasetVersion)
-    return versions[-1] if versions and isinstance(versions[-1], DatasetVersion) else None
+    return versions[-1] if versions else None
 
 
-def _prepare(project: Project, parent: DatasetVersion | None, feedback: Sequence[str] | None, judged: pl.DataFrame | None = None) -> DatasetVersion:
+def _prepare(project: Project, parent: DatasetVersion | None, harvest: Harvest | None = None) -> DatasetVersion:
     with project.step("prepare") as done:
         inputs = _input_digest(project)
-        if parent is not None and parent.inputs == inputs and not feedback:
+        if parent is not None and parent.inputs == inputs and harvest is None:
             _records(project, parent)
             if project.config.data.dvc:
                 version_with_dvc(project.root, parent, parent.reason)
@@ -88,9 +90,14 @@ def _prepare(project: Project, parent: DatasetVersion | None, feedback: Sequence
             return parent
         previous = _records(project, parent) if parent else None
         sifted = prepare_records(
-            project.config.data, project.config.task.names, project.root, previous, judged, lambda what, at, n: project.progress.advance(at, n, what)
+            project.config.data,
+            project.config.task.names,
+            project.root,
+            previous,
+            harvest.records if harvest else None,
+            lambda what, at, n: project.progress.advance(at, n, what),
         )
-        reason = f"{len(feedback)} judgements" if feedback else "sources or settings changed" if parent else "first version"
+        reason = f"{len(harvest.feedback)} judgements" if harvest else "sources or settings changed" if parent else "first version"
         version = freeze(
             sifted.kept,
             sifted.dropped,
@@ -103,7 +110,7 @@ def _prepare(project: Project, parent: DatasetVersion | None, feedback: Sequence
             project.store,
             project.config.data.dvc,
             inputs=inputs,
-            feedback=tuple(feedback or ()),
+            feedback=harvest.feedback if harvest else (),
         )
         done(_rows(version))
         return version
@@ -111,12 +118,8 @@ def _prepare(project: Project, parent: DatasetVersion | None, feedback: Sequence
 
 def _input_digest(project: Project) -> str:
     """Identify what a dataset version is made from: the sources' bytes, the settings and the label space."""
-    digests = []
-    for source in project.config.data.sources:
-        path = project.root / source.path
-        if not path.exists():
-            raise NotFoundError(f"data.sources names a file that does not exist: {source.path}.", hint="Check data.sources[].path in tunesmith.yaml.")
-        digests.append(file_sha256(path))
+    paths = [project.root / source.path for source in project.config.data.sources]
+    digests = [file_sha256(path) if path.is_file() else None for path in paths]  # a missing file is refused where files are read
     return content_id("inp", digests, project.config.data.model_dump(mode="json"), project.config.task.names)
 
 
@@ -129,7 +132,7 @@ def _rows(version: DatasetVersion) -> str:
 
 
 def plan(project: Project, dataset: DatasetVersion) -> Plan:
-    """Say what a run on a dataset version will do and cost, without training.
+    """Say what a run on a dataset version will do and cost, without training; of a finished run, what was said.
 
     Raises:
         DataError: texts do not fit and `train.excess_length_strategy` is `raise`.
@@ -138,6 +141,10 @@ def plan(project: Project, dataset: DatasetVersion) -> Plan:
     with needs_extra("train"):
         from tunesmith.train.plan import make_plan, refuse_over_limits
     with project.step("plan") as done:
+        finished = project.store.find(Run, run_id(project, dataset))
+        if finished:
+            done(finished.id, skipped=True)
+            return run_plan(project, finished)
         records = _records(project, dataset).filter(pl.col("split") == "train")
         made = make_plan(records, project.prompt, project.base.path, project.model_section, project.config.train, _speeds(project))
         refuse_over_limits(made, project.config.train, project.root)
@@ -149,7 +156,6 @@ def _speeds(project: Project) -> list[float]:
     """Return tokens a second of earlier runs with the same base, passes and cores."""
     speeds = []
     for run in project.store.all(Run):
-        assert isinstance(run, Run)
         if run.base_sha256 == project.base.sha256 and run.machine == _machine(project):
             speeds.append(run.tokens / run.seconds)
     return speeds
@@ -168,23 +174,28 @@ def run_id(project: Project, dataset: DatasetVersion) -> str:
     return content_id("run", dataset.id, project.base.sha256, project.config.task.model_dump(mode="json"), model, learnt, TRAIN_VERSION)
 
 
-def train(project: Project, dataset: DatasetVersion) -> Run:
+def train(project: Project, dataset: DatasetVersion, made: Plan | None = None) -> Run:
     """Fine-tune the base model on a dataset version, or continue where a killed run stopped.
+
+    Args:
+        project: The project.
+        dataset: What is learnt.
+        made: The plan, where `plan` was called already.
 
     Raises:
         RefusedError: the plan passes a limit.
         DataError: the rows cannot be trained on as they are.
         BackendError: the loss is not finite, or a checkpoint cannot be written.
     """
-    found = project.store.find(run_id(project, dataset))
-    if isinstance(found, Run):
+    found = project.store.find(Run, run_id(project, dataset))
+    if found:
         with project.step("train") as done:
             done(f"{found.id}: {found.steps:,} steps, loss {found.train_loss:.3f}", skipped=True)
         return found
     with needs_extra("train"):
         from tunesmith.train.batches import encode_rows
         from tunesmith.train.fit import ADAPTER_FOLDER, fit
-    made = plan(project, dataset)
+    made = made or plan(project, dataset)
     with project.step("train") as done:
         identity = run_id(project, dataset)
         folder = project.state / "runs" / identity
@@ -219,9 +230,10 @@ def train(project: Project, dataset: DatasetVersion) -> Run:
             adapter_sha256=file_sha256(folder / ADAPTER_FOLDER / "adapter_model.safetensors"),
             created_at=utc_now(),
         )
-        project.store.put(run)
+        # The tracker first: a kill between the two leaves a run that the next command finishes again, in both.
         if project.tracker:
             project.tracker.finish(run.id)
+        project.store.put(run)
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         done(f"{run.id}: {run.steps:,} steps, loss {run.train_loss:.3f}, {run.tokens / run.seconds:,.0f} tokens a second")
@@ -255,8 +267,8 @@ def evaluate(project: Project, run: Run) -> Evaluation:
     """
     settings = project.config.evaluate.model_dump(mode="json", exclude={"batch_size"})
     identity = content_id("evl", run.id, settings, EVALUATE_VERSION)
-    found = project.store.find(identity)
-    if isinstance(found, Evaluation):
+    found = project.store.find(Evaluation, identity)
+    if found:
         with project.step("evaluate") as done:
             done(f"{found.id}: {100 * found.accuracy:.1f} % accuracy on {found.n_test:,} test records", skipped=True)
         return found
@@ -332,9 +344,7 @@ def _records(project: Project, dataset: DatasetVersion) -> pl.DataFrame:
 
 
 def _dataset(project: Project, run: Run) -> DatasetVersion:
-    dataset = project.store.get(run.dataset_version_id)
-    assert isinstance(dataset, DatasetVersion)
-    return dataset
+    return project.store.get(DatasetVersion, run.dataset_version_id)
 
 
 def evaluation_of(project: Project, run: Run) -> Evaluation:
@@ -343,7 +353,7 @@ def evaluation_of(project: Project, run: Run) -> Evaluation:
     Raises:
         NotFoundError: the run was not evaluated.
     """
-    found = [made for made in project.store.all(Evaluation) if isinstance(made, Evaluation) and made.run_id == run.id]
+    found = [made for made in project.store.all(Evaluation) if made.run_id == run.id]
     if not found:
         raise NotFoundError(f"{run.id} was not evaluated.", hint="tunesmith evaluate")
     return found[-1]
@@ -381,8 +391,7 @@ def calibrate(project: Project, evaluation: Evaluation) -> Calibration:
         from tunesmith.evaluate.predict_split import SplitScores
         from tunesmith.evaluate.report import write_report
     with project.step("calibrate") as done:
-        run = project.store.get(evaluation.run_id)
-        assert isinstance(run, Run)
+        run = project.store.get(Run, evaluation.run_id)
         dataset = _dataset(project, run)
         scores = SplitScores.load(folder / "tuned-calibration.parquet")
         section = project.config.calibrate
@@ -391,10 +400,10 @@ def calibrate(project: Project, evaluation: Evaluation) -> Calibration:
         )
         report = _report(project, run, dataset, evaluation, calibrator, table)
         html = write_report(folder, report)
-        write_json(file, {"settings": settings, "calibrator": calibrator.to_dict()})
         if project.tracker:
             figures = {f"test/{name}": by_model["tuned"]["value"] for name, by_model in report["metrics"].items()}
             project.tracker.log_metrics(project.tracker.run(run.id), figures, run.steps)
+        write_json(file, {"settings": settings, "calibrator": calibrator.to_dict()})  # last: it marks the step as done
         before, after = (report["calibration"][when]["value"] for when in ("before", "after"))
         done(f"{report['calibration']['method']}: expected calibration error {before:.3f} -> {after:.3f} on test")
         return Calibration(calibrator.to_dict(), report, html)
@@ -413,7 +422,6 @@ def _report(project: Project, run: Run, dataset: DatasetVersion, evaluation: Eva
     base = SplitScores.load(_base_scores_file(project, test))
     classical = SplitScores.load(folder / "classical-test.parquet")
     y, names = _truth(project, dataset, tuned), project.config.task.names
-    assert tuned.ids == base.ids == classical.ids
     before, after = softmax(tuned.logits), calibrator.probabilities(tuned.logits)
     common: dict[str, Any] = {"level": section.confidence_level, "n_samples": section.bootstrap_samples, "seed": section.seed, "n_bins": n_bins}
     latencies = json.loads((folder / "latencies.json").read_text())
@@ -464,8 +472,14 @@ def _beside(measured: float, predicted: Any) -> dict[str, float]:
 # run + evaluation -> model version -> champion
 
 
-def register(project: Project, run: Run, evaluation: Evaluation) -> tuple[ModelVersion, Verdict]:
+def register(project: Project, run: Run, evaluation: Evaluation, calibration: Calibration | None = None) -> tuple[ModelVersion, Verdict]:
     """Register a run as a model version and ask the gate for the alias `champion`.
+
+    Args:
+        project: The project.
+        run: What is registered.
+        evaluation: What it scored.
+        calibration: Its calibrator and report, where `calibrate` was called already.
 
     Returns:
         The model version, and the gate's verdict; a refused model version stays registered without the alias.
@@ -477,7 +491,7 @@ def register(project: Project, run: Run, evaluation: Evaluation) -> tuple[ModelV
         from tunesmith.evaluate.metrics import is_correct
         from tunesmith.evaluate.predict_split import SplitScores
         from tunesmith.registry.gates import judge, refuse_unless_best
-    calibration = calibrate(project, evaluation)
+    calibration = calibration or calibrate(project, evaluation)
     with project.step("register") as done:
         refuse_unless_best(run.id, _validation_accuracy(project, run))
         name = project.config.model_name
@@ -491,6 +505,7 @@ def register(project: Project, run: Run, evaluation: Evaluation) -> tuple[ModelV
             project.store,
             project.config.registry,
             name,
+            CHAMPION,
             challenger=version.id,
             opponent=opponent,
             record_ids=tuned.ids,
@@ -499,10 +514,9 @@ def register(project: Project, run: Run, evaluation: Evaluation) -> tuple[ModelV
             against_classical=calibration.report["classical_verdict"],
             seed=project.config.evaluate.seed,
         )
-        if verdict.passed and holder != version.id:
-            project.store.set_alias(name, CHAMPION, version.id)
-        if project.tracker:
-            project.tracker.register(name, version.id, run.id, project.root / version.path, {"tunesmith.run": run.id, "tunesmith.classical": verdict.against_classical})
+        if project.tracker:  # every time, so that what a kill left undone here is done by the next command
+            tags = {"tunesmith.run": run.id, "tunesmith.classical": verdict.against_classical}
+            project.tracker.register(name, version.id, run.id, project.root / version.path, tags)
             if (current := project.store.alias(name, CHAMPION)) is not None:
                 project.tracker.set_alias(name, CHAMPION, current)
         done(f"{version.id}, version {version.version} of {name}: {'champion' if verdict.passed else 'refused'}, {verdict.reason}")
@@ -519,10 +533,8 @@ def _opponent(project: Project, holder: str | None, version: ModelVersion, datas
     test = _in_order(project, dataset, tuned)
     if holder is None:
         return "base", SplitScores.load(_base_scores_file(project, test))
-    champion = project.store.get(holder)
-    assert isinstance(champion, ModelVersion)
-    own = project.store.get(champion.evaluation_id)
-    assert isinstance(own, Evaluation)
+    champion = project.store.get(ModelVersion, holder)
+    own = project.store.get(Evaluation, champion.evaluation_id)
     scores = SplitScores.load(project.root / own.path / "tuned-test.parquet")
     if scores.ids != tuned.ids:  # the test split grew since: the champion answers the new rows too
         from tunesmith.models.artifact import open_artifact
@@ -540,7 +552,6 @@ def _validation_accuracy(project: Project, run: Run) -> dict[str, float]:
     dataset = _dataset(project, run)
     accuracy = {}
     for evaluation in project.store.all(Evaluation):
-        assert isinstance(evaluation, Evaluation)
         if evaluation.dataset_version_id == dataset.id:
             scores = SplitScores.load(project.root / evaluation.path / "tuned-validation.parquet")
             accuracy[evaluation.run_id] = float(is_correct(_truth(project, dataset, scores), scores.logits).mean())
@@ -552,8 +563,8 @@ def _model_version(project: Project, run: Run, evaluation: Evaluation, calibrati
     from tunesmith.registry.model_card import model_card
 
     identity = content_id("mdl", run.id, evaluation.id, calibration.calibrator)
-    found = project.store.find(identity)
-    if isinstance(found, ModelVersion) and (project.root / found.path).exists():
+    found = project.store.find(ModelVersion, identity)
+    if found and (project.root / found.path).exists():
         return found
     folder = project.state / "models" / identity
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -575,7 +586,7 @@ def _model_version(project: Project, run: Run, evaluation: Evaluation, calibrati
         card=model_card(model, run, _dataset(project, run), calibration.report),
     )
     name = project.config.model_name
-    number = 1 + sum(isinstance(known, ModelVersion) and known.name == name for known in project.store.all(ModelVersion))
+    number = 1 + sum(known.name == name for known in project.store.all(ModelVersion))
     version = ModelVersion(
         id=identity,
         run_id=run.id,
@@ -607,12 +618,12 @@ def run(project: Project) -> Outcome:
     return finish(project, prepare(project))
 
 
-def finish(project: Project, dataset: DatasetVersion) -> Outcome:
-    """Go from a dataset version to a registered model: plan, train, evaluate, calibrate, register."""
-    trained = train(project, dataset)
+def finish(project: Project, dataset: DatasetVersion, made: Plan | None = None) -> Outcome:
+    """Go from a dataset version to a registered model: plan, train, evaluate, calibrate, register. Arguments as in `train`."""
+    trained = train(project, dataset, made)
     evaluation = evaluate(project, trained)
     calibration = calibrate(project, evaluation)
-    version, verdict = register(project, trained, evaluation)
+    version, verdict = register(project, trained, evaluation, calibration)
     return Outcome(dataset, trained, evaluation, calibration, version, verdict)
 
 
@@ -648,15 +659,18 @@ def load_predictor(project: Project) -> Predictor:
     from tunesmith.serve.predictor import Predictor
 
     deployment = deploy(project)
-    version = project.store.get(deployment.variants[CHAMPION])
-    assert isinstance(version, ModelVersion)
+    version = project.store.get(ModelVersion, deployment.variants[CHAMPION])
     artifact = open_artifact(project.root / version.path)
     return Predictor(artifact.engine(project.root), load_calibrator(artifact.calibrator), deployment, CHAMPION, project.store)
 
 
 def predict(project: Project, texts: Sequence[str]) -> list[Prediction]:
     """Answer texts with the champion; every prediction is on disk before it is returned."""
-    return load_predictor(project).predict(texts, lambda at, n: project.progress.advance(at, n, "predict"))
+    predictor = load_predictor(project)
+    with project.step("predict") as done:
+        answers = predictor.predict(texts, project.progress.advance)
+        done(f"{len(answers):,} answers by {predictor.model_version_id}")
+        return answers
 
 
 # feedback -> the next dataset version
@@ -669,37 +683,30 @@ def renew(project: Project) -> Outcome:
         RefusedError: there are fewer new judgements than `review.min_feedback`.
         NotFoundError: there is no dataset version yet.
     """
-    from tunesmith.review.harvest import harvest
-
-    head = newest_dataset(project)
-    if head is None:
+    if newest_dataset(project) is None:
         raise NotFoundError("There is no dataset version to renew.", hint="tunesmith run")
-    taken = {judgement for version in project.store.all(DatasetVersion) for judgement in getattr(version, "feedback", ())}
-    fresh = project.store.feedback(after=taken)
-    judged = harvest(project.store, fresh, _records(project, head))
-    if fresh and not len(judged) and _is_unfinished(project, head):
-        fresh = []
-    if len(judged) < project.config.review.min_feedback:
-        if head.feedback and _is_unfinished(project, head):  # a renewal that was killed after its dataset version
-            return finish(project, head)
+    head = prepare(project)  # whatever changed in the sources is a version of its own
+    taken = {judgement for version in project.store.all(DatasetVersion) for judgement in version.feedback}
+    harvest = harvest_records(project.store, project.store.feedback(after=taken), _records(project, head))
+    if len(harvest.records) >= project.config.review.min_feedback:
+        head = _prepare(project, head, harvest)
+    elif not head.feedback or _gate_has_decided(project, head):  # else it is a renewal that was killed: go on with it
         raise RefusedError(
-            f"A renewal needs at least review.min_feedback = {project.config.review.min_feedback} new judgements with a right answer. Received: {len(judged)}.",
+            f"A renewal needs at least review.min_feedback = {project.config.review.min_feedback} new judgements with a right answer. "
+            f"Received: {len(harvest.records)}.",
             hint="tunesmith review next",
         )
-    return finish(project, _prepare(project, head, [judgement.id for judgement in fresh], judged))
+    return finish(project, head)
 
 
-def _is_unfinished(project: Project, dataset: DatasetVersion) -> bool:
-    """Whether no model version was made from a dataset version yet."""
-    runs = {run.id for run in project.store.all(Run) if isinstance(run, Run) and run.dataset_version_id == dataset.id}
-    return not any(isinstance(version, ModelVersion) and version.run_id in runs for version in project.store.all(ModelVersion))
+def _gate_has_decided(project: Project, dataset: DatasetVersion) -> bool:
+    runs = {run.id for run in project.store.all(Run) if run.dataset_version_id == dataset.id}
+    return any(project.store.looks_of(version.id) for version in project.store.all(ModelVersion) if version.run_id in runs)
 
 
 def compare_datasets(project: Project, old_id: str, new_id: str) -> Difference:
     """Say which records two dataset versions differ in."""
-    old, new = project.store.get(old_id), project.store.get(new_id)
-    if not isinstance(old, DatasetVersion) or not isinstance(new, DatasetVersion):
-        raise NotFoundError(f"Both ids must be dataset versions. Received: {old_id}, {new_id}.", hint="tunesmith data log")
+    old, new = (project.store.get(DatasetVersion, version) for version in (old_id, new_id))
     return diff(_records(project, old), _records(project, new))
 
 

@@ -121,7 +121,7 @@ def _parents(noun: Noun | None) -> tuple[str, ...]:
 def _find(store: Store, root: Path, noun_id: str) -> Noun | None:
     if noun_id.startswith(("rec_", "doc_")):
         return _find_row(store, root, noun_id)
-    return store.find(noun_id)
+    return store.find(Noun, noun_id)
 
 
 def _find_row(store: Store, root: Path, noun_id: str) -> Record | Document | None:
@@ -137,8 +137,7 @@ def _find_row(store: Store, root: Path, noun_id: str) -> Record | Document | Non
 
 
 def _datasets(store: Store, root: Path) -> list[tuple[DatasetVersion, pl.LazyFrame]]:
-    versions = [version for version in store.all(DatasetVersion) if isinstance(version, DatasetVersion)]
-    files = [(version, root / version.path / "records.parquet") for version in reversed(versions)]
+    files = [(version, root / version.path / "records.parquet") for version in reversed(store.all(DatasetVersion))]
     return [(version, pl.scan_parquet(file)) for version, file in files if file.exists()]
 
 

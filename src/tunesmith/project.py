@@ -130,11 +130,12 @@ class Project:
         Raises:
             BusyError: another command holds it; names that command.
         """
-        self.state.mkdir(parents=True, exist_ok=True)
+        _ignore_state(self.state)
         with (self.state / "lock").open("a+") as file:
             if not _try_lock(file):
                 file.seek(0)
-                raise BusyError(f"One command at a time may change a project. It is held by {file.read().strip() or 'another command'}.", hint="Wait for it to end, then try again.")
+                holder = file.read().strip() or "another command"
+                raise BusyError(f"One command at a time may change a project. It is held by {holder}.", hint="Wait for it to end, then try again.")
             file.truncate(0)
             file.write(f"'{command}', process {os.getpid()}, since {utc_now()}\n")
             file.flush()

@@ -1,14 +1,15 @@
 """Lineage and operational rows, through SQLAlchemy: SQLite by default, PostgreSQL by URL.
 
 The store decides; MLflow and DVC are projections of it. Nothing is acknowledged before it is on disk: SQLite runs in WAL
-mode with `synchronous=FULL`, and every write is one transaction. Writing a noun that exists already changes nothing.
+mode with `synchronous=FULL`, and every write is one transaction, schema changes too. Writing a noun that exists already
+changes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from alembic import command
@@ -20,6 +21,8 @@ from tunesmith.entities import NOUNS, Feedback, Noun, Prediction, utc_now
 from tunesmith.errors import BackendError, DataError, NotFoundError
 
 SCHEMA_VERSION = "0001"
+
+NounT = TypeVar("NounT", bound=Noun)
 
 _KINDS = {noun.prefix: noun for noun in NOUNS}
 
@@ -39,6 +42,8 @@ class Store:
         self._engine = sa.create_engine(url, poolclass=NullPool) if url.startswith("sqlite") else sa.create_engine(url)
         if url.startswith("sqlite"):
             sa.event.listen(self._engine, "connect", _durable_sqlite)
+            sa.event.listen(self._engine, "begin", _begin_sqlite)
+        self._writer = self._engine.execution_options(begin="BEGIN IMMEDIATE")
         try:
             self._migrate()
         except sa.exc.SQLAlchemyError as error:
@@ -59,18 +64,17 @@ class Store:
 
     def _migrate(self) -> None:
         with self._engine.connect() as connection:
-            has_version = sa.inspect(connection).has_table("alembic_version")
-            found = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar() if has_version else None
-        if found == SCHEMA_VERSION:
-            return
-        if found is not None and found > SCHEMA_VERSION:
-            raise BackendError(
-                f"The store has schema {found}, newer than the {SCHEMA_VERSION} that this release knows.",
-                hint="pip install --upgrade tunesmith",
-            )
+            if _schema_version(connection) == SCHEMA_VERSION:
+                return
         settings = AlembicConfig()
         settings.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-        with self._engine.begin() as connection:
+        with self._writer.begin() as connection:
+            found = _schema_version(connection)  # again, now that no other process can migrate
+            if found is not None and found > SCHEMA_VERSION:
+                raise BackendError(
+                    f"The store has schema {found}, newer than the {SCHEMA_VERSION} that this release knows.",
+                    hint="pip install --upgrade tunesmith",
+                )
             settings.attributes["connection"] = connection
             command.upgrade(settings, "head")
 
@@ -78,7 +82,7 @@ class Store:
 
     def put(self, *nouns: Noun) -> None:
         """Write nouns and their parents in one transaction; those that exist already are left as they are."""
-        with self._engine.begin() as connection:
+        with self._writer.begin() as connection:
             for noun in nouns:
                 if isinstance(noun, Prediction):
                     self._insert_new(connection, self._prediction, noun.model_dump(mode="json"), "id")
@@ -93,32 +97,32 @@ class Store:
         dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
         return bool(connection.execute(dialect.insert(table).values(row).on_conflict_do_nothing(index_elements=list(key))).rowcount)
 
-    def get(self, noun_id: str) -> Noun:
-        """Return a noun by its id.
+    def get(self, kind: type[NounT], noun_id: str) -> NounT:
+        """Return a noun of a kind by its id; `Noun` stands for any kind.
 
         Raises:
-            NotFoundError: nothing has that id.
+            NotFoundError: nothing of that kind has the id.
         """
-        kind = _KINDS.get(noun_id.partition("_")[0])
-        if kind is Prediction:
+        found = self.find(kind, noun_id)
+        if found is None:
+            raise NotFoundError(f"No {kind.__name__} has the id {noun_id!r}.", hint="tunesmith data log")
+        return found
+
+    def find(self, kind: type[NounT], noun_id: str) -> NounT | None:
+        """Return a noun of a kind by its id, or None."""
+        own = _KINDS.get(noun_id.partition("_")[0])
+        if own is None or not issubclass(own, kind):
+            return None
+        if own is Prediction:
             row = self._one(sa.select(self._prediction).where(self._prediction.c.id == noun_id))
-        elif kind is Feedback:
+        elif own is Feedback:
             row = self._one(sa.select(self._feedback).where(self._feedback.c.id == noun_id))
         else:
             found = self._one(sa.select(self._noun.c.body).where(self._noun.c.id == noun_id))
             row = found["body"] if found else None
-        if row is None or kind is None:
-            raise NotFoundError(f"Nothing has the id {noun_id!r}.", hint="tunesmith lineage")
-        return kind.model_validate(row)
+        return own.model_validate(row) if row else None
 
-    def find(self, noun_id: str) -> Noun | None:
-        """Return a noun by its id, or None."""
-        try:
-            return self.get(noun_id)
-        except NotFoundError:
-            return None
-
-    def all(self, kind: type[Noun]) -> list[Noun]:
+    def all(self, kind: type[NounT]) -> list[NounT]:
         """Return every noun of a kind that is kept in the noun table, oldest first."""
         query = sa.select(self._noun.c.body).where(self._noun.c.kind == kind.prefix).order_by(self._noun.c.created_at, self._noun.c.id)
         with self._engine.connect() as connection:
@@ -150,7 +154,7 @@ class Store:
         Raises:
             DataError: the event id was used for another judgement.
         """
-        with self._engine.begin() as connection:
+        with self._writer.begin() as connection:
             self._insert_new(connection, self._feedback, feedback.model_dump(mode="json"), "event_id")
             row = connection.execute(sa.select(self._feedback).where(self._feedback.c.event_id == feedback.event_id)).mappings().one()
         stored = Feedback.model_validate(dict(row))
@@ -181,7 +185,7 @@ class Store:
 
     def skip_review(self, prediction_id: str, actor: str) -> None:
         """Leave a prediction out of the review queue."""
-        with self._engine.begin() as connection:
+        with self._writer.begin() as connection:
             self._insert_new(connection, self._skipped, {"prediction_id": prediction_id, "actor": actor, "created_at": utc_now()}, "prediction_id")
 
     # Aliases and the gate
@@ -190,13 +194,6 @@ class Store:
         """Return the model version id that an alias of a registered model points to."""
         row = self._one(sa.select(self._alias).where(self._alias.c.name == name, self._alias.c.alias == alias))
         return row["model_version_id"] if row else None
-
-    def set_alias(self, name: str, alias: str, model_version_id: str) -> None:
-        """Move an alias."""
-        row = {"name": name, "alias": alias, "model_version_id": model_version_id, "created_at": utc_now()}
-        with self._engine.begin() as connection:
-            connection.execute(sa.delete(self._alias).where(self._alias.c.name == name, self._alias.c.alias == alias))
-            connection.execute(sa.insert(self._alias).values(row))
 
     def looks(self, name: str, test_sha256: str) -> list[dict[str, Any]]:
         """Return the gate's looks at one test split, oldest first."""
@@ -210,13 +207,35 @@ class Store:
         with self._engine.connect() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
-    def put_look(self, **row: Any) -> None:
-        """Record one look of the gate at a test split: name, test_sha256, model_version_id, opponent_id, error_spent, verdict."""
-        with self._engine.begin() as connection:
-            connection.execute(sa.insert(self._look).values(created_at=utc_now(), **row))
+    def put_look(self, *, moves_alias: str | None, **row: Any) -> None:
+        """Record one look of the gate at a test split and move the alias it grants, both or neither.
+
+        Args:
+            moves_alias: The alias that the model version takes, or None.
+            row: name, test_sha256, model_version_id, opponent_id, error_spent, verdict.
+        """
+        now = utc_now()
+        with self._writer.begin() as connection:
+            connection.execute(sa.insert(self._look).values(created_at=now, **row))
+            if moves_alias:
+                connection.execute(sa.delete(self._alias).where(self._alias.c.name == row["name"], self._alias.c.alias == moves_alias))
+                taken = {"name": row["name"], "alias": moves_alias, "model_version_id": row["model_version_id"], "created_at": now}
+                connection.execute(sa.insert(self._alias).values(taken))
+
+
+def _schema_version(connection: sa.Connection) -> str | None:
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
 
 
 def _durable_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # Python's driver would commit before each change of the schema: we say BEGIN ourselves
+    connection.execute("PRAGMA busy_timeout=30000")
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA busy_timeout=30000")
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # A writer takes its turn at once: one that reads first and then writes is refused when another wrote in between.
+    connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))

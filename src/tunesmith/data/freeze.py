@@ -71,10 +71,10 @@ def freeze(
     parent_id = parent.id if parent else None
     version_id = content_id("dsv", parent_id, settings, inputs, feedback, records.select("id", "split").rows(), STEP_VERSION)
     folder = root / FOLDER / version_id
-    known = store.find(version_id)
-    stored = known if isinstance(known, DatasetVersion) else None
+    stored = store.find(DatasetVersion, version_id)
     if not _is_whole(folder):
-        facts = {"id": version_id, "project": project, "parent": parent_id, "reason": reason, "labels": labels, "settings": settings, "inputs": inputs, "feedback": feedback}
+        facts: dict[str, Any] = {"id": version_id, "project": project, "parent": parent_id, "reason": reason, "labels": labels}
+        facts |= {"settings": settings, "inputs": inputs, "feedback": feedback}
         created_at = stored.created_at if stored else utc_now()
         _write(folder, records, dropped.select(list(DROPPED_SCHEMA)), {**facts, "step_version": STEP_VERSION, "created_at": created_at})
     version = _version(folder)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +68,7 @@ def judge(
     store: Store,
     section: RegistrySection,
     name: str,
+    alias: str,
     *,
     challenger: str,
     opponent: str,
@@ -77,12 +78,13 @@ def judge(
     against_classical: ClassicalVerdict,
     seed: int = 0,
 ) -> Verdict:
-    """Look at the test split once and say whether the challenger takes the alias.
+    """Look at the test split once and give the challenger the alias if it passes.
 
     Args:
-        store: Keeps the looks.
+        store: Keeps the looks and the alias.
         section: The error budget and the demand on the classical baseline.
         name: The registered model.
+        alias: What is at stake.
         challenger: Id of the challenging model version.
         opponent: Id of the champion, or `base`.
         record_ids: The test rows, n of them.
@@ -92,7 +94,7 @@ def judge(
         seed: Seed of the bootstrap.
 
     Returns:
-        The verdict, which is also recorded.
+        The verdict; it is on disk together with the move of the alias.
     """
     digest = split_digest(record_ids)
     looks = store.looks(name, digest)
@@ -106,11 +108,13 @@ def judge(
     difference = bootstrap.difference(mean_of_sums, counted(challenger_correct.astype(float)), counted(opponent_correct.astype(float)))
     beats = difference.low > 0
     meets_classical = against_classical == "wins" or not section.require_beats_classical
-    figures = f"{100 * difference.value:+.1f} points of accuracy [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}] on {len(record_ids):,} test records"
+    interval = f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    figures = f"{100 * difference.value:+.1f} points of accuracy {interval} on {len(record_ids):,} test records"
     rival = "the base model" if opponent == "base" else f"the champion {opponent}"
     reason = f"{'better than' if beats else 'not shown to be better than'} {rival}: {figures}, interval at {100 * (1 - spent):.2f} % (look {look})"
     if beats and not meets_classical:
-        reason += f"; but registry.require_beats_classical is set and it {against_classical} {'with' if against_classical == 'level' else 'against'} the classical baseline"
+        standing = "is level with" if against_classical == "level" else "loses against"
+        reason += f"; but registry.require_beats_classical is set and it {standing} the classical baseline"
     verdict = Verdict(
         passed=beats and meets_classical,
         reason=reason,
@@ -124,7 +128,15 @@ def judge(
         n_test=len(record_ids),
         against_classical=against_classical,
     )
-    store.put_look(name=name, test_sha256=digest, model_version_id=challenger, opponent_id=opponent, error_spent=spent, verdict=verdict.model_dump())
+    store.put_look(
+        moves_alias=alias if verdict.passed else None,
+        name=name,
+        test_sha256=digest,
+        model_version_id=challenger,
+        opponent_id=opponent,
+        error_spent=spent,
+        verdict=verdict.model_dump(),
+    )
     return verdict
 
 

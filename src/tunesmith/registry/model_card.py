@@ -18,7 +18,9 @@ def model_card(model: ModelFile, run: Run, dataset: DatasetVersion, report: Mapp
         dataset: The dataset version it was trained and tested on.
         report: The evaluation's report, as report.json holds it.
     """
-    rows = "\n".join(f"| {name.replace('_', ' ')} | " + " | ".join(_cell(report["metrics"][name][who]) for who in ("base", "classical", "tuned")) + " |" for name in report["metrics"])
+    models = ("base", "classical", "tuned")
+    scores = {name.replace("_", " "): [_cell(figures[model]) for model in models] for name, figures in report["metrics"].items()}
+    rows = "\n".join(f"| {' | '.join((name, *cells))} |" for name, cells in scores.items())
     labels = "\n".join(f"- {label.name}" + (f" (writes `{label.written}`)" if label.written != label.name else "") for label in model.task.labels)
     against = {"wins": "It beats", "level": "It is level with", "loses": "It loses against"}[report["classical_verdict"]]
     return f"""# Model card of {run.id}

@@ -1,14 +1,15 @@
 """Judgements -> records of the next dataset version.
 
-A demonstration gives its label, an accepted answer the predicted one; the newest judgement of a prediction counts. A
-rejected answer without the right one, a float or a comment makes no record, and stays where it is. Harvested records
-join the train split only: the test split stays as it was frozen.
+A demonstration gives its label, an accepted answer the predicted one; of several judgements on one text the newest
+counts. A rejection takes back an earlier acceptance, but says nothing of what is right: like a float or a comment it makes
+no record. Harvested records join the train split only: the test split stays as it was frozen.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import polars as pl
 
@@ -16,29 +17,45 @@ from tunesmith.entities import Feedback, Prediction, Record, content_id
 from tunesmith.store import Store
 
 
-def harvest(store: Store, feedback: Sequence[Feedback], records: pl.DataFrame) -> pl.DataFrame:
+@dataclass(frozen=True)
+class Harvest:
+    """What judgements came to.
+
+    Attributes:
+        records: Columns of `Record`, split `train`, origin `feedback`; at most one a text.
+        feedback: Ids of all judgements that were weighed. One that came before its prediction is not among them: it joins
+            when that is there.
+    """
+
+    records: pl.DataFrame
+    feedback: tuple[str, ...]
+
+
+def harvest_records(store: Store, feedback: Sequence[Feedback], records: pl.DataFrame) -> Harvest:
     """Make records of judgements.
 
     Args:
         store: Holds the predictions that were judged.
         feedback: Judgements that no dataset version has taken in yet, oldest first.
-        records: The records of the parent dataset version; one with the same text is superseded.
-
-    Returns:
-        A frame of records, split `train`, origin `feedback`; at most one a text.
+        records: The records of the parent dataset version; one of its train records with the same text is superseded.
     """
-    by_text: dict[str, tuple[Prediction, Feedback, str]] = {}
+    right: dict[str, tuple[Prediction, Feedback, str]] = {}
+    weighed = []
     for judgement in feedback:
-        prediction = store.find(judgement.prediction_id)
-        if not isinstance(prediction, Prediction):
-            continue  # it came before its prediction, or for one of another project: it joins when that is there
+        prediction = store.find(Prediction, judgement.prediction_id)
+        if prediction is None:
+            continue
+        weighed.append(judgement.id)
+        text = prediction.text
         if judgement.kind == "demonstration":
-            by_text[prediction.text] = (prediction, judgement, str(judgement.value))
+            right[text] = (prediction, judgement, str(judgement.value))
         elif judgement.kind == "boolean" and judgement.value:
-            by_text[prediction.text] = (prediction, judgement, prediction.label)
+            right[text] = (prediction, judgement, prediction.label)
+        elif judgement.kind == "boolean" and text in right and right[text][2] == prediction.label:
+            del right[text]
     known = dict(records.filter(pl.col("split") == "train").select("text", "id").iter_rows())
-    rows = [_record(prediction, judgement, label, known.get(text, "")) for text, (prediction, judgement, label) in by_text.items()]
-    return pl.DataFrame(rows, schema=Record.frame_schema())
+    rows = [_record(prediction, judgement, label, known.get(text, "")) for text, (prediction, judgement, label) in right.items()]
+    return Harvest(pl.DataFrame(rows, schema=Record.frame_schema()), tuple(weighed))
 
 
 def _record(prediction: Prediction, feedback: Feedback, label: str, supersedes: str) -> dict[str, str | int]:

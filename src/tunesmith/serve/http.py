@@ -15,8 +15,9 @@ import time
 from typing import Any, Literal
 
 from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunesmith.entities import Feedback, Prediction
@@ -72,7 +73,7 @@ class FeedbackRequest(_Body):
     prediction_id: str
     event_id: str = Field(min_length=1, max_length=200)
     kind: Literal["boolean", "float", "comment", "demonstration"]
-    value: bool | float | str
+    value: bool | FiniteFloat | str
     actor: str = Field(default="", max_length=200)
 
 
@@ -102,6 +103,12 @@ def create_app(predictor: Predictor, store: Store, section: ServeSection, model_
     async def show(request: Request, error: TunesmithError) -> JSONResponse:
         status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
         return _problem(status, error.message, error.hint)
+
+    @app.exception_handler(RequestValidationError)
+    async def explain(request: Request, error: RequestValidationError) -> JSONResponse:
+        # FastAPI's own answer would send the whole text back.
+        rules = (f"{'.'.join(str(part) for part in found['loc'][1:]) or 'body'}: {found['msg']}" for found in error.errors())
+        return _problem(422, "; ".join(rules), "See /docs.")
 
     async def authorised(request: Request) -> None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")

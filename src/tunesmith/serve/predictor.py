@@ -74,11 +74,9 @@ class Predictor:
             progress: Called with texts done and texts in all.
 
         Raises:
-            DataError: a text is empty.
+            DataError: a text is empty, or cannot be written as UTF-8.
         """
-        for position, text in enumerate(texts):
-            if not text.strip():
-                raise DataError(f"A text to predict must not be empty. Received: {text!r} at position {position + 1}.")
+        digests = [_text_sha256(text, position) for position, text in enumerate(texts, start=1)]
         if not texts:
             return []
         with self._one_at_a_time:  # the engine uses every core by itself
@@ -94,7 +92,7 @@ class Predictor:
                 model_version_id=self.model_version_id,
                 variant=self.variant,
                 text=text,
-                text_sha256=hashlib.sha256(text.encode()).hexdigest(),
+                text_sha256=digests[row],
                 label=self.labels[answer],
                 confidence_raw=float(raw[row, answer]),
                 confidence=float(honest[row, answer]),
@@ -106,6 +104,15 @@ class Predictor:
         ]
         self._store.put(*predictions)
         return predictions
+
+
+def _text_sha256(text: str, position: int) -> str:
+    if not text.strip():
+        raise DataError(f"A text to predict must not be empty. Received: {text!r} at position {position}.")
+    try:
+        return hashlib.sha256(text.encode()).hexdigest()
+    except UnicodeEncodeError:
+        raise DataError(f"A text to predict must be UTF-8. Received: half of a surrogate pair at position {position}.") from None
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

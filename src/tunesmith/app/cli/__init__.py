@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+import warnings
 
 import typer
 
@@ -34,13 +35,13 @@ lineage.add_to(app)
 
 def main() -> None:
     """Run the command line and turn every outcome into an exit code."""
+    # What libraries below us will change one day is no news for the people who call this.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="(accelerate|peft|torch|transformers)")
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False))  # the code of a typer.Exit, or None
     except TunesmithError as error:
         _show(error)
         sys.exit(error.exit_code)
-    except typer.Exit as end:
-        sys.exit(end.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         print("\nStopped. The same command continues where it was.", file=sys.stderr)
         sys.exit(130)
@@ -55,7 +56,8 @@ def main() -> None:
 
 def _show(error: TunesmithError) -> None:
     if "--json" in sys.argv:
-        print(json.dumps({"error": {"kind": type(error).__name__, "message": error.message, "hint": error.hint, "exit_code": error.exit_code}}, ensure_ascii=False))
+        shown = {"kind": type(error).__name__, "message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+        print(json.dumps({"error": shown}, ensure_ascii=False))
         return
     print(f"Error: {error.message}", file=sys.stderr)
     if error.hint:

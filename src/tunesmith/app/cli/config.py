@@ -22,15 +22,16 @@ def add_to(app: typer.Typer) -> None:
 
 def init(folder: Annotated[Path, typer.Argument(help="Folder to make.")], as_json: JsonOption = False) -> None:
     """Write a commented tunesmith.yaml."""
-    from tunesmith.app.cli.template import PROJECT_FILE
+    from tunesmith.app.cli.template import project_file
     from tunesmith.config import FILE_NAME
     from tunesmith.errors import ConfigError
+    from tunesmith.files import write_text
 
     file = folder / FILE_NAME
     if file.exists():
         raise ConfigError(f"init writes a new project file. Received: {file}, which exists.", hint=f"tunesmith config check -C {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(PROJECT_FILE.replace("PROJECT", folder.resolve().name), encoding="utf-8")
+    write_text(file, project_file(folder.resolve().name))
     show(as_json, {"file": str(file)}, f"Wrote {file}. Put your labelled rows where data.sources says.", next_command=f"tunesmith config check -C {folder}")
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tunesmith.app.cli.options import JsonOption, ProjectOption, open_project, show
+
+if TYPE_CHECKING:
+    from tunesmith.lineage import Node
+    from tunesmith.project import Project
 
 
 def add_to(app: typer.Typer) -> None:
@@ -28,17 +32,18 @@ def lineage(
     nearest = _nearest(opened, trace.nodes) if noun_id.startswith("prd_") else []
     lines = [f"{'  ' * node.depth}{node.id}  {node.summary}" for node in trace.nodes]
     if nearest:
-        lines += ["", "Nearest training records:", *(f"  {row['id']}  {row['source']}:{row['source_line']}  {row['label']}  (score {row['score']:.1f})  {row['text'][:70]!r}" for row in nearest)]
+        rows = (f"  {row['id']}  {row['source']}:{row['source_line']}  {row['label']}  (score {row['score']:.1f})  {row['text'][:70]!r}" for row in nearest)
+        lines += ["", "Nearest training records:", *rows]
     if trace.made:
         lines += ["", "Made from it:", *(f"  {node.id}  {node.summary}" for node in trace.made)]
     value = {"ancestors": [node.to_dict() for node in trace.nodes], "descendants": [node.to_dict() for node in trace.made], "nearest_records": nearest}
     show(as_json, value, "\n".join(lines))
 
 
-def _nearest(project: object, nodes: object) -> list[dict[str, object]]:
+def _nearest(project: Project, nodes: list[Node]) -> list[dict[str, Any]]:
     from tunesmith import flow
     from tunesmith.entities import DatasetVersion, Prediction
 
-    prediction = next(node.noun for node in nodes if isinstance(node.noun, Prediction))  # type: ignore[attr-defined]
-    dataset = next(node.noun for node in nodes if isinstance(node.noun, DatasetVersion))  # type: ignore[attr-defined]
-    return flow.nearest_records(project, prediction.text, dataset).to_dicts()  # type: ignore[arg-type]
+    text = next(node.noun.text for node in nodes if isinstance(node.noun, Prediction))
+    dataset = next(node.noun for node in nodes if isinstance(node.noun, DatasetVersion))
+    return flow.nearest_records(project, text, dataset).to_dicts()

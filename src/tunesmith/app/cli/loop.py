@@ -92,7 +92,8 @@ def register(
     with opened.lock("tunesmith register"):
         trained = _run(opened, run_id)
         version, verdict = flow.register(opened, trained, flow.evaluation_of(opened, trained) if run_id else _evaluation(opened))
-    show(as_json, {"model_version": version.model_dump(mode="json"), "verdict": verdict.model_dump(mode="json")}, verdict.reason, next_command="tunesmith serve" if verdict.passed else "")
+    value = {"model_version": version.model_dump(mode="json"), "verdict": verdict.model_dump(mode="json")}
+    show(as_json, value, verdict.reason, next_command="tunesmith serve" if verdict.passed else "tunesmith renew")
     _exit_when_refused(verdict.passed)
 
 
@@ -103,9 +104,10 @@ def run(project: ProjectOption = Path(), overrides: SetOption = None, as_json: J
     opened = open_project(project, overrides, as_json=as_json)
     with opened.lock("tunesmith run"):
         dataset = flow.prepare(opened)
+        made = flow.plan(opened, dataset)
         if not as_json:
-            show(False, None, plan_in_words(flow.plan(opened, dataset)) + "\n")
-        outcome = flow.finish(opened, dataset)
+            show(False, None, plan_in_words(made) + "\n")
+        outcome = flow.finish(opened, dataset, made)
     _show_outcome(opened, outcome, as_json)
 
 
@@ -132,9 +134,11 @@ def _show_outcome(project: Project, outcome: Outcome, as_json: bool) -> None:
         "paired": report["paired"],
         "paired_classical": report["paired_classical"],
     }
-    text = f"\n{run_in_words(project, outcome.run)}\n\n{report_in_words(report)}\n\nGate: {'passed' if outcome.verdict.passed else 'refused'}, {outcome.verdict.reason}.\nReport: {outcome.calibration.html}"
-    show(as_json, value, text, next_command='tunesmith predict "TEXT", tunesmith serve, tunesmith review next' if outcome.verdict.passed else "")
-    _exit_when_refused(outcome.verdict.passed)
+    passed = outcome.verdict.passed
+    gate = f"Gate: {'passed' if passed else 'refused'}, {outcome.verdict.reason}."
+    text = f"\n{run_in_words(project, outcome.run)}\n\n{report_in_words(report)}\n\n{gate}\nReport: {outcome.calibration.html}"
+    show(as_json, value, text, next_command='tunesmith predict "TEXT", tunesmith serve, tunesmith review next' if passed else "tunesmith config explain train")
+    _exit_when_refused(passed)
 
 
 def _exit_when_refused(passed: bool) -> None:
@@ -157,8 +161,8 @@ def _run(project: Project, run_id: str = "") -> Run:
     from tunesmith.errors import NotFoundError
 
     wanted = run_id or flow.run_id(project, _dataset(project))
-    found = project.store.find(wanted)
-    if not isinstance(found, Run):
+    found = project.store.find(Run, wanted)
+    if found is None:
         raise NotFoundError(f"No finished run {wanted}.", hint="tunesmith train")
     return found
 
@@ -174,13 +178,16 @@ def plan_in_words(plan: Plan) -> str:
     from tunesmith.train.plan import excess_in_words
 
     memory, seconds = plan.peak_memory_bytes, plan.seconds
+    stop = "is trained" if plan.stop_token_is_trained else "IS NOT trained"
+    pad = ", and is the pad token too: harmless, padding is told by position" if plan.pad_equals_stop else ""
+    template = "round-trips" if plan.template_round_trips else "tokens of its pieces differ from tokens of the whole: train and serve both use the pieces"
     lines = (
         ("trains", f"{plan.trainable_parameters:,} of {plan.all_parameters:,} parameters ({100 * plan.trainable_share:.2f} %), strategy {plan.strategy}"),
         ("reads", f"{plan.rows:,} rows, {plan.tokens:,} tokens, {plan.supervised_tokens:,} of them supervised, {plan.steps:,} steps"),
         ("passes", f"{plan.forward}, {plan.dtype}; {100 * plan.padding_share:.1f} % padding; {plan.shared_prefix_tokens} prompt tokens are shared by all rows"),
         ("too long", excess_in_words(plan)),
-        ("stop token", f"{plan.stop_token} {'is' if plan.stop_token_is_trained else 'IS NOT'} trained{', and is the pad token too: harmless, padding is told by position' if plan.pad_equals_stop else ''}"),
-        ("template", "round-trips" if plan.template_round_trips else "does not round-trip: tokens of the pieces differ from tokens of the whole; both train and serve use the pieces"),
+        ("stop token", f"{plan.stop_token} {stop}{pad}"),
+        ("template", template),
         ("memory", f"{memory.expected / 1e9:.1f} GB peak [{memory.low / 1e9:.1f}, {memory.high / 1e9:.1f}]"),
         ("time", f"{duration(seconds.expected)} [{duration(seconds.low)}, {duration(seconds.high)}]"),
         ("disk", f"{plan.disk_bytes / 1e6:,.0f} MB at most"),
@@ -194,13 +201,12 @@ def run_in_words(project: Project, run: Run) -> str:
 
     plan = flow.run_plan(project, run)
     memory, seconds = plan.peak_memory_bytes, plan.seconds
-    return "\n".join(
-        (
-            f"  {'':<8}{'predicted':>34}{'measured':>16}",
-            f"  {'memory':<8}{f'{memory.expected / 1e9:.1f} GB [{memory.low / 1e9:.1f}, {memory.high / 1e9:.1f}]':>34}{f'{run.peak_memory_bytes / 1e9:.1f} GB':>16}",
-            f"  {'time':<8}{f'{duration(seconds.expected)} [{duration(seconds.low)}, {duration(seconds.high)}]':>34}{duration(run.seconds):>16}",
-        )
+    rows = (
+        ("", "predicted", "measured"),
+        ("memory", f"{memory.expected / 1e9:.1f} GB [{memory.low / 1e9:.1f}, {memory.high / 1e9:.1f}]", f"{run.peak_memory_bytes / 1e9:.1f} GB"),
+        ("time", f"{duration(seconds.expected)} [{duration(seconds.low)}, {duration(seconds.high)}]", duration(run.seconds)),
     )
+    return "\n".join(f"  {name:<8}{predicted:>34}{measured:>16}" for name, predicted, measured in rows)
 
 
 def report_in_words(report: dict[str, object]) -> str:
@@ -208,8 +214,9 @@ def report_in_words(report: dict[str, object]) -> str:
     from tunesmith.evaluate.report import METRIC_NAMES, verdict
 
     metrics: dict[str, dict[str, dict[str, float]]] = report["metrics"]  # type: ignore[assignment]
-    header = f"  {'':<28}{'base':>22}{'classical':>22}{'tuned':>22}"
-    rows = [f"  {METRIC_NAMES[name]:<28}" + "".join(f"{_figure(figures[who]):>22}" for who in ("base", "classical", "tuned")) for name, figures in metrics.items()]
+    models = ("base", "classical", "tuned")
+    header = f"  {'':<28}" + "".join(f"{model:>22}" for model in models)
+    rows = [f"  {METRIC_NAMES[name]:<28}" + "".join(f"{_figure(figures[model]):>22}" for model in models) for name, figures in metrics.items()]
     return "\n".join((header, *rows, "", verdict(report)))
 
 

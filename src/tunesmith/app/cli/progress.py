@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tunesmith.app.cli.options import duration
 from tunesmith import project
+from tunesmith.app.cli.options import duration
 
 
 class TerminalProgress(project.Progress):

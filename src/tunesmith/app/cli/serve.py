@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tunesmith.app.cli.options import JsonOption, ProjectOption, SetOption, console, open_project, show
+from tunesmith.errors import BackendError
 
 if TYPE_CHECKING:
     from tunesmith.entities import Prediction
@@ -29,17 +31,20 @@ def predict(
 ) -> None:
     """Answer one text, or a file of texts, with the champion."""
     from tunesmith import flow
-    from tunesmith.errors import ConfigError
+    from tunesmith.errors import ConfigError, NotFoundError
+    from tunesmith.files import write_text
 
-    if bool(text) == (file is not None) or (file is None) != (out is None):
+    if bool(text) == bool(file) or bool(file) != bool(out):
         raise ConfigError("predict takes one text, or --file and --out.", hint='tunesmith predict "TEXT", or: tunesmith predict --file x.jsonl --out y.jsonl')
-    if file is None:
+    if file is None or out is None:
         answer = flow.predict(open_project(project, None, as_json=True), [text])[0]
         return show(as_json, _answer(answer), f"{answer.label}  (confidence {answer.confidence:.2f})", next_command=f"tunesmith lineage {answer.id}")
-    assert out is not None
     rows = read_rows(file)
+    if not out.parent.is_dir():
+        raise NotFoundError(f"--out must lie in a folder that exists. Received: {out}.", hint=f"mkdir -p {out.parent}")
     answers = flow.predict(open_project(project, None, as_json=as_json), [row["text"] for row in rows])
-    write_rows(out, [{"id": row["id"], **_answer(answer)} for row, answer in zip(rows, answers, strict=True)])
+    lines = [json.dumps({"id": row["id"], **_answer(answer)}, ensure_ascii=False) for row, answer in zip(rows, answers, strict=True)]
+    write_text(out, "".join(f"{line}\n" for line in lines))
     return show(as_json, {"rows": len(rows), "out": str(out)}, f"{len(rows):,} answers in {out}", next_command="tunesmith review next")
 
 
@@ -56,11 +61,12 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     """
     from tunesmith.errors import DataError, NotFoundError
 
-    if not file.exists():
-        raise NotFoundError(f"--file must name a file. Received: {file}, which does not exist.")
+    if not file.is_file():
+        raise NotFoundError(f"--file must name a file. Received: {file}, which is none.")
     rows = []
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: it also splits at U+2028, which may stand inside a JSON string.
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{file} must be UTF-8. Received: byte {error.object[error.start]:#04x} at offset {error.start}.") from None
     for number, line in enumerate(lines, start=1):
@@ -74,13 +80,6 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
             raise DataError(f"{file}:{number}: a row needs `id` and a `text` that is not empty. Received: {line[:80]}")
         rows.append(row)
     return rows
-
-
-def write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
-    """Write JSON lines by write-then-rename."""
-    partial = file.with_name(f".{file.name}.part")
-    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    partial.replace(file)
 
 
 def serve(project: ProjectOption = Path(), overrides: SetOption = None) -> None:
@@ -100,5 +99,16 @@ def serve(project: ProjectOption = Path(), overrides: SetOption = None) -> None:
     check_exposure(section)
     predictor = flow.load_predictor(opened)
     app = create_app(predictor, opened.store, section, opened.config.model_name)
-    console.print(f"{opened.config.model_name} ({predictor.model_version_id}) answers on http://{section.host}:{section.port}, documented at /docs. Stop with Ctrl-C.", markup=False)
-    uvicorn.run(app, host=section.host, port=section.port, log_level="warning")
+    with _listen(section.host, section.port) as listening:
+        address = f"http://{section.host}:{listening.getsockname()[1]}"
+        console.print(f"{opened.config.model_name} ({predictor.model_version_id}) answers on {address}, documented at /docs. Stop with Ctrl-C.", markup=False)
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Open the socket ourselves, so that the port is known where a free one was asked for, and an error is one of ours."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        rule = f"serve.host {host} and serve.port {port} must be free to listen on"
+        raise BackendError(f"{rule}. Received: {error.strerror}.", hint="tunesmith serve --set serve.port=0") from None

@@ -1,8 +1,12 @@
 """The project file that `tunesmith init` writes. A test loads it."""
 
-PROJECT_FILE = """\
+from __future__ import annotations
+
+import re
+
+_PROJECT_FILE = """\
 # One file describes the project; its keys are the stages, in flow order. `tunesmith config explain` describes every key.
-project: PROJECT
+project: "PROJECT"
 
 task:
   instruction: Say what kind of document this is.   # what the model is told
@@ -29,3 +33,9 @@ train:
   learning_rate: 2e-3
   num_train_epochs: 1
 """
+
+
+def project_file(folder_name: str) -> str:
+    """Return the text of a new tunesmith.yaml; what a project's name may not hold becomes a dash."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder_name).strip("-")
+    return _PROJECT_FILE.replace("PROJECT", name or "project")
