@@ -90,7 +90,12 @@ def write_artifact(folder: Path, *, adapter: Path, model: ModelFile, calibrator:
     partial = folder.with_name(f".{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(adapter, partial / "adapter")
-    files = {"model.json": model.model_dump_json(indent=2), "calibrator.json": json.dumps(calibrator, indent=2), "chat_template.jinja": chat_template, "README.md": card}
+    files = {
+        "model.json": model.model_dump_json(indent=2),
+        "calibrator.json": json.dumps(calibrator, indent=2),
+        "chat_template.jinja": chat_template,
+        "README.md": card,
+    }
     for name, text in files.items():
         (partial / name).write_text(text, encoding="utf-8")
     digests = {str(path.relative_to(partial)): file_sha256(path) for path in sorted(partial.rglob("*")) if path.is_file()}

@@ -146,7 +146,7 @@ def _convert_gguf(gguf: Path, base: BaseModel) -> None:
         (partial / "source.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
         if not base.path.exists():
             partial.rename(base.path)
-    except (OSError, RuntimeError, ValueError, ImportError) as error:
+    except Exception as error:  # the reader of a damaged file fails in any way: struct.error, KeyError, IndexError
         raise BackendError(f"{gguf.name} could not be converted to safetensors: {error}", hint="pip install 'tunesmith[train]'") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -72,7 +72,8 @@ def resolve(section: ModelSection, base: Path, *, lora_dropout: float = 0.0) -> 
     is_exact = fast_llama.supports(config) and not has_gpu and lora_dropout == 0
     if section.forward == "fast" and not is_exact:
         raise ConfigError(
-            f"model.forward: fast needs a Llama without biases on the CPU and no dropout. Received: {config.model_type}, dropout {lora_dropout:g}, {'GPU' if has_gpu else 'CPU'}.",
+            "model.forward: fast needs a Llama without biases on the CPU and no dropout. "
+            f"Received: {config.model_type}, dropout {lora_dropout:g}, {'GPU' if has_gpu else 'CPU'}.",
             hint="Set model.forward: auto.",
         )
     dtype = section.dtype if section.dtype != "auto" else "bfloat16" if multiplies_bf16 else "float32"
@@ -100,7 +101,9 @@ def load_model(base: Path, section: ModelSection) -> Any:
     # Eager attention: at these lengths its backward pass is faster on the CPU than the fused one.
     attention = "sdpa" if torch.cuda.is_available() else "eager"
     try:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, section.dtype), attn_implementation=attention, use_safetensors=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            base, dtype=getattr(torch, section.dtype), attn_implementation=attention, use_safetensors=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise BackendError(f"The base model in {base} cannot be loaded: {error}") from error
     return model.to("cuda") if torch.cuda.is_available() else model

@@ -120,10 +120,10 @@ class FastLlama:
         hidden = self._embedding[torch.cat([batch.prefix, batch.input_ids.flatten()])]
         for weights, adapters in zip(self._layers, self._adapters, strict=True):
             copies = [copy for down, up, scale in adapters for copy in (down.to(self.dtype), (up * scale).to(self.dtype))]
-            hidden = _DecoderLayer.apply(hidden, weights, geometry, *copies)
+            hidden = _DecoderLayer.apply(hidden, weights, geometry, *copies)  # type: ignore[no-untyped-call]
         chosen = hidden[geometry.n_prefix + batch.positions].float()
         head = self._head if vocabulary is None else self._head[vocabulary]
-        return _RmsNorm.apply(chosen, self._norm, self._epsilon) @ head.t()  # type: ignore[no-any-return]
+        return _RmsNorm.apply(chosen, self._norm, self._epsilon) @ head.t()  # type: ignore[no-untyped-call, no-any-return]
 
     def _geometry(self, batch: Batch) -> _Geometry:
         n_prefix, (n_rows, n_columns) = len(batch.prefix), batch.input_ids.shape
@@ -155,7 +155,7 @@ def _fuse(layer: Any, linears: Sequence[Any]) -> _Weights:
     fused = []
     for parts in ((q, k, v), (gate, up)):
         whole = torch.cat([part.weight.detach() for part in parts])
-        for part, view in zip(parts, whole.split([len(part.weight) for part in parts]), strict=True):
+        for part, view in zip(parts, torch.split(whole, [len(part.weight) for part in parts]), strict=True):
             part.weight.data = view
         fused.append(whole)
     return _Weights(
@@ -195,7 +195,7 @@ class _RmsNorm(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return _rms_norm_backward(gradient, *ctx.saved_tensors), None, None
 
@@ -214,7 +214,10 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, at: _Geometry) -> tuple[Tensor, tup
     """Causal attention of the prefix to itself, and of each row to the prefix and to itself.
 
     Args:
-        q: (N, K, group, d). k, v: (N, K, d). Rotated already.
+        q: (N, K, group, d), rotated already.
+        k: (N, K, d), rotated already.
+        v: (N, K, d).
+        at: What all layers share.
 
     Returns:
         The heads' outputs (N, H d), and what the backward pass needs.
@@ -261,9 +264,7 @@ def _attend_backward(gradient: Tensor, saved: Sequence[Tensor], at: _Geometry, i
     # The prefix is read by itself and by every row.
     prefix = gradient[:n_prefix].permute(1, 2, 0, 3).reshape(n_kv, group * n_prefix, d)
     prefix_keys, prefix_values = keys.view(n_rows, n_kv, -1, d)[0, :, :n_prefix], values.view(n_rows, n_kv, -1, d)[0, :, :n_prefix]
-    prefix_grad_scores = torch.ops.aten._softmax_backward_data(
-        torch.bmm(prefix, prefix_values.transpose(1, 2)), prefix_weights, -1, prefix_weights.dtype
-    )
+    prefix_grad_scores = torch.ops.aten._softmax_backward_data(torch.bmm(prefix, prefix_values.transpose(1, 2)), prefix_weights, -1, prefix_weights.dtype)
     grad_q[:n_prefix].copy_(torch.bmm(prefix_grad_scores, prefix_keys).view(n_kv, group, n_prefix, d).permute(2, 0, 1, 3))
     grad_k[:n_prefix].copy_((torch.bmm(prefix_grad_scores.transpose(1, 2), prefix_queries) + row_grad_k[:, :, :n_prefix].sum(0)).transpose(0, 1))
     grad_v[:n_prefix].copy_((torch.bmm(prefix_weights.transpose(1, 2), prefix) + row_grad_v[:, :, :n_prefix].sum(0)).transpose(0, 1))
@@ -285,7 +286,7 @@ class _DecoderLayer(torch.autograd.Function):
         input1, normalised1, inverse1 = _rms_norm(x, weights.norm1, at.epsilon)
         a_qkv = torch.cat([aq, ak, av])
         qkv, low_qkv = input1 @ weights.qkv.t(), input1 @ a_qkv.t()
-        low_q, low_k, low_v = low_qkv.split([len(aq), len(ak), len(av)], dim=1)
+        low_q, low_k, low_v = torch.split(low_qkv, [len(aq), len(ak), len(av)], dim=1)
         q = qkv[:, :n_q].addmm_(low_q, bq.t()).view(at.n_tokens, at.n_kv_heads, at.group, at.head_dim)
         k = qkv[:, n_q : n_q + n_k].addmm_(low_k, bk.t()).view(at.n_tokens, at.n_kv_heads, at.head_dim)
         v = qkv[:, n_q + n_k :].addmm_(low_v, bv.t()).view(at.n_tokens, at.n_kv_heads, at.head_dim)
@@ -297,7 +298,7 @@ class _DecoderLayer(torch.autograd.Function):
         input2, normalised2, inverse2 = _rms_norm(middle, weights.norm2, at.epsilon)
         a_gate_up = torch.cat([ag, au])
         gate_up, low_gate_up = input2 @ weights.gate_up.t(), input2 @ a_gate_up.t()
-        low_gate, low_up = low_gate_up.split([len(ag), len(au)], dim=1)
+        low_gate, low_up = torch.split(low_gate_up, [len(ag), len(au)], dim=1)
         gate, up = gate_up[:, : len(bg)].addmm_(low_gate, bg.t()), gate_up[:, len(bg) :].addmm_(low_up, bu.t())
         opened = silu(gate)
         inner = opened * up
@@ -313,15 +314,15 @@ class _DecoderLayer(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         aq, bq, ak, bk, av, bv, ao, bo, ag, bg, au, bu, ad, bd, *saved = ctx.saved_tensors
         a_qkv, a_gate_up, input1, normalised1, inverse1, low_qkv, attended, low_o, *saved = saved
         input2, normalised2, inverse2, low_gate_up, gate_up, opened, inner, low_down, *for_attention = saved
         weights, at = ctx.weights, ctx.geometry
         n_q, n_k, n_inner = len(bq), len(bk), len(bg)
-        low_q, low_k, low_v = low_qkv.split([len(aq), len(ak), len(av)], dim=1)
-        low_gate, low_up = low_gate_up.split([len(ag), len(au)], dim=1)
+        low_q, low_k, low_v = torch.split(low_qkv, [len(aq), len(ak), len(av)], dim=1)
+        low_gate, low_up = torch.split(low_gate_up, [len(ag), len(au)], dim=1)
 
         # MLP: output = middle + down(silu(gate) * up)
         grad_bd, grad_low = grad_output.t() @ low_down, grad_output @ bd
@@ -334,7 +335,7 @@ class _DecoderLayer(torch.autograd.Function):
         grad_gate, grad_up = grad_gate_up[:, :n_inner], grad_gate_up[:, n_inner:]
         grad_bg, grad_bu = grad_gate.t() @ low_gate, grad_up.t() @ low_up
         grad_low = torch.cat([grad_gate @ bg, grad_up @ bu], dim=1)
-        grad_ag, grad_au = (grad_low.t() @ input2).split([len(ag), len(au)])
+        grad_ag, grad_au = torch.split(grad_low.t() @ input2, [len(ag), len(au)])
         grad_input2 = (grad_gate_up @ weights.gate_up).addmm_(grad_low, a_gate_up)
         grad_middle = _rms_norm_backward(grad_input2, weights.norm2, normalised2, inverse2).add_(grad_output)
 
@@ -344,10 +345,10 @@ class _DecoderLayer(torch.autograd.Function):
         grad_attended = (grad_middle @ weights.o).addmm_(grad_low, ao)
         grad_qkv = grad_output.new_empty(at.n_tokens, len(weights.qkv))
         _attend_backward(grad_attended, for_attention, at, grad_qkv)
-        grad_q, grad_k, grad_v = grad_qkv.split([n_q, n_k, n_k], dim=1)
+        grad_q, grad_k, grad_v = torch.split(grad_qkv, [n_q, n_k, n_k], dim=1)
         grad_bq, grad_bk, grad_bv = grad_q.t() @ low_q, grad_k.t() @ low_k, grad_v.t() @ low_v
         grad_low = torch.cat([grad_q @ bq, grad_k @ bk, grad_v @ bv], dim=1)
-        grad_aq, grad_ak, grad_av = (grad_low.t() @ input1).split([len(aq), len(ak), len(av)])
+        grad_aq, grad_ak, grad_av = torch.split(grad_low.t() @ input1, [len(aq), len(ak), len(av)])
         grad_x = None
         if ctx.needs_input_grad[0]:  # not in the first layer: the embeddings are frozen
             grad_input1 = (grad_qkv @ weights.qkv).addmm_(grad_low, a_qkv)

@@ -8,6 +8,7 @@ encoded as plain characters: a document cannot end the user's turn.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,7 +43,9 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if not self.tokenizer.chat_template:
-            raise ConfigError("The base model must come with a chat template. Received: a tokenizer without one.", hint="Choose an instruction-tuned base model.")
+            raise ConfigError(
+                "The base model must come with a chat template. Received: a tokenizer without one.", hint="Choose an instruction-tuned base model."
+            )
         if self.tokenizer.eos_token_id is None:
             raise ConfigError("The base model must have a stop token. Received: a tokenizer without eos_token.")
         if self.text_budget < 8:
@@ -114,14 +117,19 @@ class Prompt:
         """Return per text the token ids after the prefix, cut to fit: what a forward pass reads."""
         return [self.cut(ids) + self.suffix for ids in self.encode(texts)]
 
+    @cached_property
+    def _encoders(self) -> dict[bool, Any]:
+        """Two copies of the tokenizer's backend, by whether special tokens are read as such. They never change: threads may share them."""
+        encoders = {}
+        for special in (True, False):
+            encoders[special] = copy.deepcopy(self.tokenizer.backend_tokenizer)
+            encoders[special].no_truncation()
+            encoders[special].no_padding()
+            encoders[special].encode_special_tokens = not special
+        return encoders
+
     def _encode(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
-        backend = self.tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.encode_special_tokens = not special
-        try:
-            return [encoding.ids for encoding in backend.encode_batch(list(texts), add_special_tokens=False)]
-        finally:
-            backend.encode_special_tokens = False
+        return [encoding.ids for encoding in self._encoders[special].encode_batch(list(texts), add_special_tokens=False)]
 
     def round_trips(self, texts: Sequence[str]) -> bool:
         """Whether encoding in pieces gives the ids that encoding the rendered prompt as a whole gives, and decoding gives the prompt back.

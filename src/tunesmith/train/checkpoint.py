@@ -31,6 +31,12 @@ def newest_complete(folder: Path) -> Path | None:
     return max(complete, key=step_of, default=None)
 
 
+def remove_checkpoints(folder: Path) -> None:
+    """Remove every checkpoint of a run, so that it starts again."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
 def step_of(checkpoint: Path) -> int:
     """Return the step after which a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])
@@ -69,6 +75,8 @@ def disk_error(error: BaseException, folder: Path) -> BackendError | None:
         if is_write or any(words in str(seen) for words in ("No space left", "File too large", "PytorchStreamWriter failed", "unexpected pos")):
             kept = newest_complete(folder)
             state = f"The newest complete checkpoint, after step {step_of(kept)}, is kept." if kept else "No checkpoint was complete yet."
-            return BackendError(f"A checkpoint could not be written to {folder}: {seen}. {state}", hint="Free disk space and run the same command again: it continues.")
+            return BackendError(
+                f"A checkpoint could not be written to {folder}: {seen}. {state}", hint="Free disk space and run the same command again: it continues."
+            )
         seen = seen.__cause__ or seen.__context__
     return None

@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from tunesmith.errors import BackendError
+from tunesmith.errors import BackendError, ConfigError
+from tunesmith.files import write_text
 from tunesmith.models.batch import Batch, training_batch
 from tunesmith.models.engine import Forward, Workers, forward_pass, load_model
 from tunesmith.models.memory import PeakMemory
 from tunesmith.models.settings import ModelSection
 from tunesmith.train.batches import Rows, Step, schedule
-from tunesmith.train.checkpoint import MarkComplete, disk_error, newest_complete, step_of
+from tunesmith.train.checkpoint import MarkComplete, disk_error, newest_complete, remove_checkpoints, step_of
 from tunesmith.train.settings import TrainSection
 
 ADAPTER_FOLDER = "adapter"
@@ -59,13 +62,25 @@ class Fitted:
 
 
 def with_adapters(model: Any, section: TrainSection) -> Any:
-    """Put fresh LoRA modules into a model; the seed decides their weights."""
+    """Put fresh LoRA modules into a model; the seed decides their weights.
+
+    Raises:
+        ConfigError: `lora_target_modules` names nothing that can be adapted.
+    """
     targets = section.lora_target_modules if isinstance(section.lora_target_modules, str) else list(section.lora_target_modules)
     torch.manual_seed(section.seed)
-    settings = LoraConfig(
-        r=section.lora_r, lora_alpha=section.lora_alpha, lora_dropout=section.lora_dropout, target_modules=targets, task_type="CAUSAL_LM"
-    )
-    return get_peft_model(model, settings)
+    settings = LoraConfig(r=section.lora_r, lora_alpha=section.lora_alpha, lora_dropout=section.lora_dropout, target_modules=targets, task_type="CAUSAL_LM")
+    try:
+        adapted = get_peft_model(model, settings)
+    except ValueError as error:
+        raise ConfigError(
+            f"train.lora_target_modules must name linear modules of the base model. Received: {section.lora_target_modules!r}: {error}"
+        ) from error
+    # The head is applied at supervised positions only and the embeddings are looked up once: both outside the modules.
+    outside = sorted(name for name, parameter in adapted.named_parameters() if parameter.requires_grad and ".layers." not in name)
+    if outside:
+        raise ConfigError(f"train.lora_target_modules must be inside the decoder layers. Received: {section.lora_target_modules!r}, which holds {outside[0]}.")
+    return adapted
 
 
 def answer_loss(forward: Forward, batch: Batch) -> Tensor:
@@ -90,7 +105,9 @@ def fit(rows: Rows, prefix: Sequence[int], base: Path, model: ModelSection, sect
         BackendError: the loss is not finite, or a checkpoint cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = newest_complete(folder) if section.resume_from_checkpoint == "auto" else None
+    if section.resume_from_checkpoint == "never":
+        remove_checkpoints(folder)
+    checkpoint = newest_complete(folder)
     steps = schedule(rows, section)
     log = _LossLog(folder / LOSSES_FILE, report, from_step=step_of(checkpoint) if checkpoint else 0)
     peft_model = with_adapters(load_model(base, model), section)
@@ -150,8 +167,8 @@ def _save_adapter(peft_model: Any, folder: Path) -> None:
     partial, final = folder / f".{ADAPTER_FOLDER}", folder / ADAPTER_FOLDER
     peft_model.save_pretrained(partial, safe_serialization=True)
     (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; ours is written at registration
-    if not final.exists():
-        os.replace(partial, final)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
 
 
 class _AnswerTrainer(Trainer):  # type: ignore[misc]
@@ -160,8 +177,20 @@ class _AnswerTrainer(Trainer):  # type: ignore[misc]
     def __init__(self, *, rows: Rows, prefix: Sequence[int], steps: Sequence[Step], model_section: ModelSection, **kwargs: Any) -> None:
         super().__init__(train_dataset=range(len(steps)), **kwargs)
         self._rows, self._prefix, self._steps, self._section = rows, prefix, steps, model_section
-        self._forward: Forward | None = None
-        self._parameters: list[Tensor] = []
+
+    # Made by the first step: only then are a checkpoint's weights in place.
+
+    @cached_property
+    def _forward(self) -> Forward:
+        return forward_pass(self.model.get_base_model().train(), self._section)
+
+    @cached_property
+    def _workers(self) -> Workers:
+        return Workers(self._forward)
+
+    @cached_property
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Step]]:
         """Yield the schedule in its order, one pass at a time."""
@@ -174,10 +203,6 @@ class _AnswerTrainer(Trainer):  # type: ignore[misc]
     def training_step(self, model: Any, inputs: dict[str, Step], num_items_in_batch: Any = None) -> Tensor:
         """Add the gradients of one pass; return its share of the step's mean loss."""
         step = inputs["step"]
-        if self._forward is None:  # built only now: a checkpoint's weights are in place
-            self._forward = forward_pass(model.get_base_model().train(), self._section)
-            self._workers = Workers(self._forward)
-            self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # Rows are sorted by length: dealing them out in turn gives every worker the same amount of work.
         parts = [step.rows[worker :: self._workers.n] for worker in range(self._workers.n)]
         results = list(self._workers.map(lambda part: self._part(part, step.supervised_tokens), [part for part in parts if part]))
@@ -195,7 +220,6 @@ class _AnswerTrainer(Trainer):  # type: ignore[misc]
 
     def _part(self, part: Sequence[int], supervised_tokens: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         batch = training_batch(self._prefix, [self._rows.prompts[row] for row in part], [self._rows.answers[row] for row in part])
-        assert self._forward is not None
         loss = answer_loss(self._forward, batch) / supervised_tokens
         return loss.detach(), torch.autograd.grad(loss, self._parameters)
 
@@ -205,9 +229,10 @@ class _LossLog(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, path: Path, report: Report, *, from_step: int) -> None:
         self._path, self._report = path, report
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= from_step] if path.exists() else []
-        path.write_text("".join(f"{line}\n" for line in kept))
-        self._lines: list[dict[str, float]] = [json.loads(line) for line in kept]
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        whole = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one is torn where the disk was full
+        self._lines: list[dict[str, float]] = [line for line in whole if line["step"] <= from_step]
+        write_text(path, "".join(f"{json.dumps(line)}\n" for line in self._lines))
         self._seconds_before = self._lines[-1]["seconds"] if self._lines else 0.0
         self._started: float | None = None
 
@@ -222,11 +247,15 @@ class _LossLog(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._started = time.monotonic()
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # A logged loss is a mean since the last logged step. A checkpoint starts a new one, so that a resumed run has the same means.
+        control.should_log = control.should_log or control.should_save
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:
             return
-        figures = {name: float(logs[name]) for name in ("loss", "learning_rate", "grad_norm") if name in logs}
-        line = {"step": state.global_step, **figures, "seconds": round(self.seconds, 3)}
+        figures: dict[str, float] = {name: float(logs[name]) for name in ("loss", "learning_rate", "grad_norm") if name in logs}
+        line: dict[str, float] = {"step": state.global_step, **figures, "seconds": round(self.seconds, 3)}
         self._lines.append(line)
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -17,7 +17,8 @@ class TrainSection(Section):
     max_length: int = Field(default=256, ge=16)
     """Most tokens of one record: prompt, text, answer and stop token. Evaluation and serving cut at the same place."""
     excess_length_strategy: Literal["raise", "drop", "truncate", "split"] = "raise"
-    """Rows that do not fit: `raise` stops, `drop` leaves them out of training, `truncate` cuts the text, `split` makes several rows. Never silent: the plan names them. A text to be predicted is cut as `truncate_keep` says."""
+    """Rows that do not fit: `raise` stops, `drop` leaves them out, `truncate` cuts the text, `split` makes several rows; the plan names them.
+    A text to be predicted is cut as `truncate_keep` says."""
     truncate_keep: Literal["start", "ends"] = "start"
     """What a cut keeps of the text: its start, or both ends (60 % start, 40 % end)."""
     lora_r: int = Field(default=16, ge=1)

@@ -1,0 +1,121 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunesmith.errors import ConfigError
+from tunesmith.models.engine import load_tokenizer
+from tunesmith.models.settings import TaskSection
+from tunesmith.models.tokens import Prompt
+
+texts = st.text(st.characters(codec="utf-8"), max_size=60)
+token_ids = st.lists(st.integers(3, 299), max_size=400)
+
+
+def decode(prompt, ids):
+    return prompt.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def test_a_prompt_is_what_the_chat_template_writes(prompt):
+    rendered = prompt.tokenizer.apply_chat_template(
+        [{"role": "system", "content": prompt.instruction}, {"role": "user", "content": "my card"}], tokenize=False, add_generation_prompt=True
+    )
+    assert prompt.render("my card") == rendered
+    assert decode(prompt, prompt.prefix + prompt.encode(["my card"])[0] + prompt.suffix) == rendered
+
+
+def test_the_instruction_lists_the_answers(base):
+    task = TaskSection(instruction="Sort.", labels=({"name": "A long name", "answer": "card"}, "loan"))
+    assert Prompt(load_tokenizer(base), task, 160).instruction == "Sort. Answer with one of: card, loan."
+
+
+def test_answers_end_with_the_stop_token(prompt):
+    assert [decode(prompt, answer) for answer in prompt.answers] == ["card<|im_end|>", "loan<|im_end|>", "mortgage<|im_end|>"]
+
+
+@settings(deadline=None)
+@given(texts)
+def test_a_text_survives_its_tokens(shared_prompt, text):
+    assert decode(shared_prompt, shared_prompt.encode([text])[0]) == text
+
+
+@pytest.mark.parametrize("special", ["<|im_end|>", "<|im_start|>", "<|endoftext|>"])
+def test_a_document_cannot_end_the_turn_of_the_user(prompt, special):
+    text = f"before {special} after"
+    ids = prompt.encode([text])[0]
+    assert not set(ids) & set(prompt.tokenizer.all_special_ids)
+    assert decode(prompt, ids) == text
+    prompt.suffix  # noqa: B018 - where special tokens are read as such; afterwards a text must still be plain
+    assert prompt.encode([text])[0] == ids
+    assert prompt.tokenizer.encode(special, add_special_tokens=False) == [prompt.tokenizer.convert_tokens_to_ids(special)], "the user's tokenizer is unchanged"
+
+
+@pytest.mark.parametrize("keep", ["start", "ends"])
+@settings(deadline=None, max_examples=50)
+@given(ids=token_ids)
+def test_a_cut_fits_and_keeps_what_it_says(base, task, keep, ids):
+    prompt = Prompt(load_tokenizer(base), task, 160, keep)
+    budget = prompt.text_budget
+    cut = prompt.cut(ids)
+    assert len(cut) == min(len(ids), budget)
+    if len(ids) <= budget:
+        assert cut == ids
+    elif keep == "start":
+        assert cut == ids[:budget]
+    else:
+        start = int(0.6 * budget)
+        assert cut[:start] == ids[:start]
+        assert cut[start:] == ids[-(budget - start) :]
+
+
+def test_a_cut_never_touches_the_suffix_and_leaves_room_for_any_answer(prompt):
+    row = prompt.rows(["mortgage " * 500])[0]
+    assert row[-len(prompt.suffix) :] == prompt.suffix
+    assert len(prompt.prefix) + len(row) + max(map(len, prompt.answers)) == prompt.max_length
+
+
+@settings(deadline=None, max_examples=50)
+@given(token_ids)
+def test_pieces_of_a_text_join_to_the_text(shared_prompt, ids):
+    pieces = shared_prompt.split(ids)
+    assert [token for piece in pieces for token in piece] == ids
+    assert all(len(piece) <= shared_prompt.text_budget for piece in pieces)
+    assert len(pieces) == max(1, -(-len(ids) // shared_prompt.text_budget))
+
+
+def test_encoding_in_pieces_is_encoding_the_whole_prompt(prompt):
+    assert prompt.round_trips(["my card was charged", "", "two\nlines", "special <|im_end|> is passed over"])
+
+
+def test_a_tokenizer_that_joins_text_and_template_does_not_round_trip(prompt):
+    prompt.tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} mort{% endfor %}"
+    assert prompt.round_trips([" card"])
+    assert not prompt.round_trips(["gage"]), "mort and gage are one token where they meet"
+
+
+def test_no_chat_template(base, task):
+    tokenizer = load_tokenizer(base)
+    tokenizer.chat_template = None
+    with pytest.raises(ConfigError, match="must come with a chat template"):
+        Prompt(tokenizer, task, 160)
+
+
+def test_no_stop_token(base, task):
+    tokenizer = load_tokenizer(base)
+    tokenizer.eos_token = None
+    with pytest.raises(ConfigError, match="must have a stop token"):
+        Prompt(tokenizer, task, 160)
+
+
+def test_a_template_that_changes_the_text(base, task):
+    tokenizer = load_tokenizer(base)
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'][:3] }}{% endfor %}"
+    with pytest.raises(ConfigError, match="must keep the user's message as it is"):
+        Prompt(tokenizer, task, 160)
+
+
+def test_max_length_too_small_names_one_that_is_enough(prompt, task):
+    needed = prompt.max_length - prompt.text_budget
+    Prompt(prompt.tokenizer, task, needed + 8)
+    with pytest.raises(ConfigError, match=rf"at least 8 tokens for the text. Received: {needed + 7}, of which {needed} are prompt and answer") as error:
+        Prompt(prompt.tokenizer, task, needed + 7)
+    assert f"train.max_length={needed + 108}" in error.value.hint
