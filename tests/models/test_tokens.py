@@ -86,10 +86,12 @@ def test_encoding_in_pieces_is_encoding_the_whole_prompt(prompt):
     assert prompt.round_trips(["my card was charged", "", "two\nlines", "special <|im_end|> is passed over"])
 
 
-def test_a_tokenizer_that_joins_text_and_template_does_not_round_trip(prompt):
-    prompt.tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} mort{% endfor %}"
-    assert prompt.round_trips([" card"])
-    assert not prompt.round_trips(["gage"]), "mort and gage are one token where they meet"
+def test_a_tokenizer_that_joins_text_and_template_does_not_round_trip(base, task):
+    tokenizer = load_tokenizer(base)
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} car{% endfor %}"
+    prompt = Prompt(tokenizer, task, 160)
+    assert prompt.round_trips([" told"])
+    assert not prompt.round_trips(["d told"]), "car and d are one token where they meet"
 
 
 def test_no_chat_template(base, task):

@@ -96,14 +96,14 @@ def schedule(rows: Rows, section: TrainSection) -> list[Step]:
         n_steps * gradient_accumulation_steps entries. The loss of each is divided by the supervised tokens of its whole
         step, so that accumulated gradients are exactly those of the full batch.
     """
-    batches: list[list[int]] = []
-    for epoch in range(section.num_train_epochs):
-        batches += _epoch(rows.lengths, section, seed=section.seed * 1_000_003 + epoch)
     accumulate = section.gradient_accumulation_steps
-    groups = [batches[at : at + accumulate] for at in range(0, len(batches), accumulate)]
+    groups: list[list[list[int]]] = []
+    for epoch in range(section.num_train_epochs):
+        batches = _epoch(rows.lengths, section, seed=section.seed * 1_000_003 + epoch)
+        groups += [batches[at : at + accumulate] for at in range(0, len(batches), accumulate)]
     if section.max_steps > 0:
         groups = groups[: section.max_steps]
-    # A last group that is short would end a step early: spread its rows over as many passes.
+    # An epoch's last group may be short, which would end a step early: its rows are spread over as many passes.
     return [Step(batch, sum(len(rows.answers[row]) for part in group for row in part)) for group in groups for batch in _filled(group, accumulate)]
 
 

@@ -6,18 +6,19 @@ once it holds the file COMPLETE, which is written last; the others are removed b
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from tunesmith.errors import BackendError
 
 _MARKER = "COMPLETE"
-_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 def newest_complete(folder: Path) -> Path | None:
@@ -42,6 +43,25 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn a failed write of a run's files into an error that says which checkpoint is kept.
+
+    torch and safetensors report a full disk in errors and words of their own, so every error of a write counts.
+
+    Raises:
+        BackendError: the disk is full, or refuses to be written for another reason.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        kept = newest_complete(folder)
+        state = f"The newest complete checkpoint, after step {step_of(kept)}, is kept." if kept else "No checkpoint was complete yet."
+        raise BackendError(
+            f"A checkpoint could not be written to {folder}: {error}. {state}", hint="Free disk space and run the same command again: it continues."
+        ) from error
+
+
 class MarkComplete(TrainerCallback):  # type: ignore[misc]
     """Marks a checkpoint after its last file is on disk, then removes older ones beyond the limit.
 
@@ -53,30 +73,15 @@ class MarkComplete(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Mark the checkpoint of this step."""
-        checkpoint = self._folder / f"checkpoint-{state.global_step}"
-        for path in checkpoint.iterdir():
-            with path.open("rb") as file:
+        with writing(self._folder):
+            checkpoint = self._folder / f"checkpoint-{state.global_step}"
+            for path in checkpoint.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            with (checkpoint / _MARKER).open("w") as file:
+                file.write(f"{state.global_step}\n")
+                file.flush()
                 os.fsync(file.fileno())
-        with (checkpoint / _MARKER).open("w") as file:
-            file.write(f"{state.global_step}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        complete = sorted((path for path in self._folder.glob("checkpoint-*") if (path / _MARKER).exists()), key=step_of)
-        for old in complete[: -self._keep]:
-            shutil.rmtree(old)
-
-
-def disk_error(error: BaseException, folder: Path) -> BackendError | None:
-    """Return the error to show when a write failed because the disk is full, or None when it was something else."""
-    seen: BaseException | None = error
-    while seen is not None:
-        is_write = isinstance(seen, OSError) and seen.errno in _CANNOT_WRITE
-        # safetensors and torch wrap the operating system's error in their own.
-        if is_write or any(words in str(seen) for words in ("No space left", "File too large", "PytorchStreamWriter failed", "unexpected pos")):
-            kept = newest_complete(folder)
-            state = f"The newest complete checkpoint, after step {step_of(kept)}, is kept." if kept else "No checkpoint was complete yet."
-            return BackendError(
-                f"A checkpoint could not be written to {folder}: {seen}. {state}", hint="Free disk space and run the same command again: it continues."
-            )
-        seen = seen.__cause__ or seen.__context__
-    return None
+            complete = sorted((path for path in self._folder.glob("checkpoint-*") if (path / _MARKER).exists()), key=step_of)
+            for old in complete[: -self._keep]:
+                shutil.rmtree(old)

@@ -32,7 +32,7 @@ from tunesmith.models.engine import Forward, Workers, forward_pass, load_model
 from tunesmith.models.memory import PeakMemory
 from tunesmith.models.settings import ModelSection
 from tunesmith.train.batches import Rows, Step, schedule
-from tunesmith.train.checkpoint import MarkComplete, disk_error, newest_complete, remove_checkpoints, step_of
+from tunesmith.train.checkpoint import MarkComplete, newest_complete, remove_checkpoints, step_of, writing
 from tunesmith.train.settings import TrainSection
 
 ADAPTER_FOLDER = "adapter"
@@ -123,14 +123,9 @@ def fit(rows: Rows, prefix: Sequence[int], base: Path, model: ModelSection, sect
     for callback in ("PrinterCallback", "ProgressCallback"):
         trainer.callback_handler.callbacks = [found for found in trainer.callback_handler.callbacks if type(found).__name__ != callback]
     with PeakMemory() as memory:
-        try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with writing(folder):
             _save_adapter(peft_model, folder)
-        except Exception as error:
-            shown = disk_error(error, folder)
-            if shown is None:
-                raise
-            raise shown from error
     passes = sum(len(rows.prompts[row]) + len(rows.answers[row]) + len(prefix) for step in steps for row in step.rows)
     return Fitted(trainer.state.global_step, log.last_mean(), log.seconds, memory.bytes, passes)
 
@@ -200,6 +195,10 @@ class _AnswerTrainer(Trainer):  # type: ignore[misc]
         """Not counted."""
         return 0
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with writing(Path(self.args.output_dir)):
+            super()._save_checkpoint(model, trial)
+
     def training_step(self, model: Any, inputs: dict[str, Step], num_items_in_batch: Any = None) -> Tensor:
         """Add the gradients of one pass; return its share of the step's mean loss."""
         step = inputs["step"]
@@ -257,6 +256,6 @@ class _LossLog(TrainerCallback):  # type: ignore[misc]
         figures: dict[str, float] = {name: float(logs[name]) for name in ("loss", "learning_rate", "grad_norm") if name in logs}
         line: dict[str, float] = {"step": state.global_step, **figures, "seconds": round(self.seconds, 3)}
         self._lines.append(line)
-        with self._path.open("a") as file:
+        with writing(self._path.parent), self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         self._report(state.global_step, state.max_steps, figures)

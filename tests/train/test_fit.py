@@ -1,0 +1,168 @@
+import json
+
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tunesmith.errors import BackendError, ConfigError
+from tunesmith.files import file_sha256
+from tunesmith.models.engine import Engine, load_model
+from tunesmith.train.batches import encode_rows
+from tunesmith.train.checkpoint import newest_complete
+from tunesmith.train.fit import fit, with_adapters
+from tunesmith.train.settings import TrainSection
+
+DEFAULTS = {"max_length": 160, "lora_r": 4, "learning_rate": 1e-2, "per_device_train_batch_size": 8, "num_train_epochs": 2, "logging_steps": 1, "save_steps": 4}
+
+
+def train(folder, records, prompt, base, model, report=lambda *_: None, **settings):
+    section = TrainSection(**(DEFAULTS | settings))
+    return fit(encode_rows(records, prompt, section), prompt.prefix, base, model, section, folder, report)
+
+
+@pytest.fixture
+def run(tmp_path, records, prompt, base, model):
+    """Train on the tiny model into a folder of that name; returns what fit returns."""
+
+    def start(name, *, records=records, model=model, **settings):
+        return train(tmp_path / name, records, prompt, base, model, **settings)
+
+    return start
+
+
+def losses(folder):
+    return [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+
+
+def weights(folder):
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def test_the_loss_goes_down_and_the_answers_get_better(tmp_path, run, records, prompt, base, model):
+    fitted = run("a", num_train_epochs=10)
+    logged = [line["loss"] for line in losses(tmp_path / "a")]
+    assert fitted.steps == len(logged) == 60
+    assert fitted.train_loss == pytest.approx(sum(logged[-6:]) / 6)
+    assert fitted.train_loss < 0.6 * logged[0]
+    assert fitted.tokens == 10 * sum(len(prompt.prefix) + length for length in encode_rows(records, prompt, TrainSection(**DEFAULTS)).lengths)
+    assert fitted.peak_memory_bytes > 50e6
+    assert 0 < fitted.seconds < 600
+    truth = [prompt.task.names.index(label) for label in records["label"]]
+
+    def accuracy(adapter):
+        return (Engine(base, prompt, model, adapter=adapter).score(records["text"].to_list()).argmax(axis=1) == truth).mean()
+
+    assert accuracy(tmp_path / "a" / "adapter") > accuracy(None) + 0.3
+
+
+def test_the_same_seed_gives_the_same_bits(tmp_path, run):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        run(name, seed=seed)
+    a, b, c = (file_sha256(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in "abc")
+    assert a == b != c
+
+
+@pytest.mark.parametrize("forward", ["fast", "plain"])
+def test_accumulation_is_the_full_batch(tmp_path, run, records, model, forward):
+    records = records.head(21)  # the last group is short
+    chosen = model.model_copy(update={"forward": forward})
+    for name, size, accumulate in (("full", 8, 1), ("parts", 2, 4)):
+        run(name, records=records, model=chosen, per_device_train_batch_size=size, gradient_accumulation_steps=accumulate, group_by_length=False)
+    full, parts = losses(tmp_path / "full"), losses(tmp_path / "parts")
+    assert [line["loss"] for line in parts] == pytest.approx([line["loss"] for line in full], rel=1e-4)
+    assert [line["grad_norm"] for line in parts] == pytest.approx([line["grad_norm"] for line in full], rel=1e-3)
+    for name, expected in weights(tmp_path / "full").items():
+        torch.testing.assert_close(weights(tmp_path / "parts")[name], expected, rtol=1e-2, atol=1e-4, msg=name)
+
+
+def test_fast_and_plain_learn_the_same(tmp_path, run, model):
+    for forward in ("fast", "plain"):
+        run(forward, model=model.model_copy(update={"forward": forward}))
+    fast, plain = ([line["loss"] for line in losses(tmp_path / forward)] for forward in ("fast", "plain"))
+    assert fast == pytest.approx(plain, rel=1e-3)
+
+
+def test_max_steps_ends_the_run_and_the_last_step_is_saved(tmp_path, run):
+    assert run("a", max_steps=3, save_steps=50).steps == 3
+    assert newest_complete(tmp_path / "a").name == "checkpoint-3"
+
+
+def test_old_checkpoints_go(tmp_path, run):
+    run("a", save_steps=2, save_total_limit=2)
+    assert sorted(path.name for path in (tmp_path / "a").glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12"]
+
+
+def test_the_adapter_folder_holds_safetensors_and_text(tmp_path, run):
+    run("a", max_steps=1)
+    assert sorted(path.name for path in (tmp_path / "a" / "adapter").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert not (tmp_path / "a" / ".adapter").exists()
+
+
+def test_the_report_gets_each_logged_step(run):
+    seen = []
+    run("a", report=lambda step, n, figures: seen.append((step, n, sorted(figures))), logging_steps=5, save_steps=50)
+    figures = ["grad_norm", "learning_rate", "loss"]
+    assert seen == [(1, 12, figures), (5, 12, figures), (10, 12, figures), (12, 12, figures)]
+
+
+@pytest.mark.parametrize("lr_scheduler_type", ["constant", "linear", "cosine"])
+def test_the_learning_rate_rises_and_takes_its_shape(tmp_path, run, lr_scheduler_type):
+    run("a", lr_scheduler_type=lr_scheduler_type, warmup_ratio=0.25)
+    rates = [line["learning_rate"] for line in losses(tmp_path / "a")]
+    assert rates[:3] == sorted(rates[:3])
+    assert max(rates) == pytest.approx(1e-2)
+    assert (rates[-1] == rates[4]) is (lr_scheduler_type == "constant")
+
+
+def test_finished_and_run_again_is_finished(tmp_path, run):
+    first = run("a")
+    before, adapter = losses(tmp_path / "a"), file_sha256(tmp_path / "a" / "adapter" / "adapter_model.safetensors")
+    again = run("a")
+    assert (again.steps, again.train_loss) == (first.steps, first.train_loss)
+    assert losses(tmp_path / "a") == before
+    assert file_sha256(tmp_path / "a" / "adapter" / "adapter_model.safetensors") == adapter
+
+
+def test_never_resume_starts_again(tmp_path, run):
+    run("a", max_steps=8)
+    run("a", max_steps=6, resume_from_checkpoint="never", seed=5)
+    run("b", max_steps=6, seed=5)
+    assert [line["step"] for line in losses(tmp_path / "a")] == [1, 2, 3, 4, 5, 6]
+    assert sorted(path.name for path in (tmp_path / "a").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+    a, b = (file_sha256(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in "ab")
+    assert a == b
+
+
+def test_a_loss_that_is_not_finite_names_step_and_rows(run, records):
+    with pytest.raises(BackendError, match=r"The loss must stay finite. Received (nan|inf) at step [2-4], in the batch of rec_\d+") as error:
+        run("a", learning_rate=1e30, max_grad_norm=1e30, warmup_ratio=0)
+    assert error.value.exit_code == 6
+    assert error.value.hint.startswith("tunesmith train --set train.learning_rate=")
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        (("nothing",), "must name linear modules of the base model"),
+        (("lm_head",), "must be inside the decoder layers"),
+        (("q_proj", "embed_tokens"), "must be inside"),
+    ],
+)
+def test_modules_that_cannot_be_adapted(base, model, modules, message):
+    with pytest.raises(ConfigError, match=message):
+        with_adapters(load_model(base, model), TrainSection(lora_target_modules=modules))
+
+
+def test_the_seed_decides_the_adapters(base, model):
+    def drawn(seed):
+        adapted = with_adapters(load_model(base, model), TrainSection(seed=seed))
+        return torch.cat([parameter.flatten() for parameter in adapted.parameters() if parameter.requires_grad])
+
+    assert torch.equal(drawn(1), drawn(1))
+    assert not torch.equal(drawn(1), drawn(2))
+
+
+def test_one_row_is_a_step_an_epoch(run):
+    one = pl.DataFrame({"id": ["rec_0"], "text": ["x"], "label": ["loan"]})
+    assert run("a", records=one, gradient_accumulation_steps=3).steps == 2

@@ -1,0 +1,129 @@
+"""What is left when a run ends at the wrong moment: killed, or with a full disk. Each run is a process of its own."""
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from test_fit import train
+
+from tunesmith.errors import BackendError
+from tunesmith.files import file_sha256
+from tunesmith.train.checkpoint import newest_complete, step_of
+
+# Saves are not at the logged steps, and a step accumulates: the state in between must not matter.
+SETTINGS = {"save_steps": 3, "logging_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_train_epochs": 3, "lora_dropout": 0.1}
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tunesmith.train.fit"])
+
+
+def _kill_at(step, delay):
+    def report(at, *_):
+        if at >= step:
+            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+    return report
+
+
+def _train_and_die(arguments, step, delay):
+    train(*arguments, _kill_at(step, delay), **SETTINGS)
+
+
+def _train_on_a_full_disk(arguments, from_step, limit, connection):
+    def report(at, *_):
+        if at >= from_step:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    try:
+        train(*arguments, report, **SETTINGS)
+    except BackendError as error:
+        connection.send((error.exit_code, error.message))
+
+
+def in_a_process(function, *arguments):
+    process = PROCESSES.Process(target=function, args=arguments)
+    process.start()
+    process.join(timeout=120)
+    assert process.exitcode is not None, "still running"
+    return process.exitcode
+
+
+@pytest.fixture(scope="module")
+def arguments(records, prompt, base, model):
+    return records, prompt, base, model.model_copy(update={"forward": "plain"})  # which knows dropout: the generator's state counts too
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, arguments):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert in_a_process(_train_and_die, (folder, *arguments), 10_000, 0) == 0
+    return folder
+
+
+def figures(folder: Path):
+    """Return the logged figures without the wall time."""
+    lines = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def assert_same_run(folder, expected):
+    assert figures(folder) == figures(expected)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert file_sha256(folder / "adapter" / name) == file_sha256(expected / "adapter" / name), name
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_any_moment_and_run_again_is_the_same_run(tmp_path, arguments, uninterrupted, seed):
+    draw = random.Random(seed)
+    folder = tmp_path / "run"
+    for last in sorted(draw.sample(range(1, 18), 2)):
+        assert in_a_process(_train_and_die, (folder, *arguments), last, draw.uniform(0, 0.1)) in (-signal.SIGKILL, 0)
+    assert in_a_process(_train_and_die, (folder, *arguments), 10_000, 0) == 0
+    assert_same_run(folder, uninterrupted)
+
+
+def test_a_half_written_checkpoint_is_removed_and_does_not_count(tmp_path, arguments, uninterrupted):
+    folder = tmp_path / "run"
+    assert in_a_process(_train_and_die, (folder, *arguments), 10, 0) == -signal.SIGKILL
+    kept = newest_complete(folder)
+    assert kept is not None
+    half = folder / f"checkpoint-{step_of(kept) + 3}"
+    shutil.copytree(kept, half)
+    (half / "COMPLETE").unlink()
+    (half / "optimizer.pt").write_bytes(b"half")
+    assert newest_complete(folder) == kept
+    assert not half.exists()
+    assert in_a_process(_train_and_die, (folder, *arguments), 10_000, 0) == 0
+    assert_same_run(folder, uninterrupted)
+
+
+def test_a_torn_last_line_of_the_losses_is_logged_again(tmp_path, arguments, uninterrupted):
+    folder = tmp_path / "run"
+    assert in_a_process(_train_and_die, (folder, *arguments), 6, 0) == -signal.SIGKILL
+    with (folder / "losses.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')
+    assert in_a_process(_train_and_die, (folder, *arguments), 10_000, 0) == 0
+    assert_same_run(folder, uninterrupted)
+
+
+@pytest.mark.parametrize("too_large", ["optimizer.pt", "adapter_model.safetensors"])
+def test_a_full_disk_keeps_the_previous_checkpoint_and_the_next_run_continues(tmp_path, arguments, uninterrupted, too_large):
+    folder = tmp_path / "run"
+    limit = (newest_complete(uninterrupted) / too_large).stat().st_size - 1
+    connection, child = PROCESSES.Pipe(duplex=False)
+    assert in_a_process(_train_on_a_full_disk, (folder, *arguments), 4, limit, child) == 0
+    assert connection.poll(), "the run did not fail"
+    exit_code, message = connection.recv()
+    assert exit_code == 6
+    assert "could not be written" in message
+    assert "The newest complete checkpoint, after step 3, is kept." in message
+    assert newest_complete(folder).name == "checkpoint-3"
+    assert in_a_process(_train_and_die, (folder, *arguments), 10_000, 0) == 0
+    assert_same_run(folder, uninterrupted)
