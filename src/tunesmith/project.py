@@ -97,7 +97,10 @@ class Project:
         """The base model, converted or downloaded where needed."""
         with needs_extra("train"):
             from tunesmith.models.catalog import resolve_base
-        return resolve_base(self.config.model, self.root)
+        with self.step("model") as done:  # a step of its own: the first time it downloads or converts
+            base = resolve_base(self.config.model, self.root)
+            done(f"{base.name}, {base.license}, sha256 {base.sha256[:12]}...")
+        return base
 
     @cached_property
     def model_section(self) -> ModelSection:
@@ -163,6 +166,7 @@ class Project:
             raise
         seconds = time.monotonic() - started
         if not told["skipped"]:
+            _ignore_state(self.state)
             line = {"step": name, "detail": told["detail"], "seconds": round(seconds, 3), "at": utc_now()}
             with (self.state / "steps.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
