@@ -68,7 +68,7 @@ def test_split_makes_several_rows_of_one_record(with_long, prompt):
 def test_nothing_left_to_train_on(with_long, prompt):
     long_only = with_long.filter(pl.col("id").is_in(["rec_1", "rec_3"]))
     for nothing in (long_only, with_long.clear()):
-        with pytest.raises(DataError, match="at least one record that fits. Received none"):
+        with pytest.raises(DataError, match=r"at least one record that fits. Received none"):
             encode_rows(nothing, prompt, section(excess_length_strategy="drop"))
 
 

@@ -25,10 +25,21 @@ from tunesmith.train.batches import Rows, Step, encode_rows, schedule
 from tunesmith.train.fit import with_adapters
 from tunesmith.train.settings import TrainSection
 
-# Share of the probed matrix speed that a whole training step reaches, and its range: measured by benchmarks/training.py.
-_EFFICIENCY = {"fast": (0.2, 0.42, 0.6), "plain": (0.06, 0.15, 0.3)}
+# Measured on a Llama of 135 million parameters, batches of 4 to 16; low, expected, high.
+# Share of the probed matrix speed that a whole training step reaches.
+_EFFICIENCY = {
+    ("fast", "bfloat16"): (0.2, 0.32, 0.5),
+    ("fast", "float32"): (0.3, 0.5, 0.8),
+    ("plain", "bfloat16"): (0.07, 0.15, 0.3),
+    ("plain", "float32"): (0.2, 0.4, 0.7),
+}
+# What a step takes whatever its rows: weights read from memory, adapters copied and updated.
+_STEP_SECONDS = (0.1, 0.25, 0.6)
 _OWN_HISTORY = (0.7, 1.0, 1.25)
-_MEMORY_RANGE = (0.8, 1.0, 1.3)
+# What the heap holds for what is live. Side-by-side passes differ in shape, and what one frees does not fit the next: it grows over some 50 steps.
+_HEAP_FACTOR = {"fast": (0.9, 1.7, 2.4), "plain": (0.85, 1.0, 1.4)}
+# Libraries that are loaded after the plan: the Trainer's, MLflow's, the threads' stacks.
+_LATER_LIBRARIES = (0, 200e6, 350e6)
 _SHOWN = 5
 _ROUND_TRIP_SAMPLE = 200
 
@@ -102,7 +113,6 @@ def make_plan(records: pl.DataFrame, prompt: Prompt, base: Path, model: ModelSec
     n_prefix = len(prompt.prefix)
     lengths = rows.lengths
     tokens = sum(lengths) + n_prefix * len(rows)
-    read = sum(lengths[row] + n_prefix for step in steps for row in step.rows)
     padded = sum(len(step.rows) * max(lengths[row] for row in step.rows) for step in steps if step.rows)
     own = sum(lengths[row] for step in steps for row in step.rows)
     stop = prompt.tokenizer.eos_token_id
@@ -126,7 +136,7 @@ def make_plan(records: pl.DataFrame, prompt: Prompt, base: Path, model: ModelSec
         trainable_parameters=footprint.trainable,
         all_parameters=footprint.parameters,
         peak_memory_bytes=_memory(footprint, steps, lengths, n_prefix, rows, model),
-        seconds=_seconds(footprint, read, model, history),
+        seconds=_seconds(footprint, steps, lengths, n_prefix, model, history),
         disk_bytes=(section.save_total_limit + 1) * 3 * footprint.trainable * 4 + footprint.trainable * 4,
     )
     if not plan.stop_token_is_trained:
@@ -135,34 +145,45 @@ def make_plan(records: pl.DataFrame, prompt: Prompt, base: Path, model: ModelSec
 
 
 def _memory(footprint: Footprint, steps: Sequence[Step], lengths: Sequence[int], n_prefix: int, rows: Rows, model: ModelSection) -> Estimate:
-    """Predict the peak: what this process holds now, the weights twice while they are read, and the largest pass."""
-    workers = n_workers() if model.forward == "fast" else 1
+    """Predict the peak: what this process holds now, weights, optimizer and gradients, and the largest pass."""
     largest = 0
     for step in steps:
         if not step.rows:
             continue
-        width = max(lengths[row] for row in step.rows)
-        own = width * len(step.rows)
-        n_tokens = own + n_prefix * workers if model.forward == "fast" else own + n_prefix * len(step.rows)
+        width = n_prefix + max(lengths[row] for row in step.rows)
         positions = sum(len(rows.answers[row]) for row in step.rows)
-        largest = max(largest, footprint.activation_bytes(n_tokens, n_prefix + width) + footprint.logit_bytes(positions))
-    working = footprint.weight_bytes + footprint.optimizer_bytes + largest
+        largest = max(largest, footprint.activation_bytes(_tokens_computed(step, lengths, n_prefix, model), width) + footprint.logit_bytes(positions))
     # Side-by-side passes each return their own gradients before they are added.
-    working += footprint.optimizer_bytes // 4 * workers
-    low, expected, high = _MEMORY_RANGE
-    now = resident_bytes()
-    return Estimate(low=now + working * low, expected=now + working * expected, high=now + working * high)
+    fixed = resident_bytes() + footprint.weight_bytes + footprint.optimizer_bytes + footprint.optimizer_bytes // 4 * _passes(model)
+    low, expected, high = (fixed + later + largest * heap for later, heap in zip(_LATER_LIBRARIES, _HEAP_FACTOR[model.forward], strict=True))
+    return Estimate(low=low, expected=expected, high=high)
 
 
-def _seconds(footprint: Footprint, tokens: int, model: ModelSection, history: Sequence[float]) -> Estimate:
+def _seconds(footprint: Footprint, steps: Sequence[Step], lengths: Sequence[int], n_prefix: int, model: ModelSection, history: Sequence[float]) -> Estimate:
+    """Predict the time of all steps: by the speed of the newest run, or by a probe of the processor."""
     if history:
-        speed, factors = history[-1], _OWN_HISTORY
-    else:
-        workers = n_workers() if not torch.cuda.is_available() else 1
-        speed = matmul_flops_per_second(getattr(torch, model.dtype)) * workers / footprint.flops_per_token
-        factors = _EFFICIENCY[model.forward]
-    slow, expected, fast = factors
-    return Estimate(low=tokens / (speed * fast), expected=tokens / (speed * expected), high=tokens / (speed * slow))
+        read = sum(lengths[row] + n_prefix for step in steps for row in step.rows)
+        low, expected, high = (read / (history[-1] * factor) for factor in reversed(_OWN_HISTORY))
+        return Estimate(low=low, expected=expected, high=high)
+    computed = sum(_tokens_computed(step, lengths, n_prefix, model) for step in steps)
+    cores = 1 if torch.cuda.is_available() else n_workers()
+    ideal = computed * footprint.flops_per_token / (matmul_flops_per_second(getattr(torch, model.dtype)) * cores)
+    efficiencies = reversed(_EFFICIENCY[model.forward, model.dtype])
+    low, expected, high = (ideal / share + len(steps) * fixed for share, fixed in zip(efficiencies, _STEP_SECONDS, strict=True))
+    return Estimate(low=low, expected=expected, high=high)
+
+
+def _passes(model: ModelSection) -> int:
+    """Return how many parts of a batch are computed side by side."""
+    return n_workers() if model.forward == "fast" else 1
+
+
+def _tokens_computed(step: Step, lengths: Sequence[int], n_prefix: int, model: ModelSection) -> int:
+    """Return the tokens that one batch computes, padding included: the fast pass reads the prefix once a part, the plain one once a row."""
+    if not step.rows:
+        return 0
+    own = len(step.rows) * max(lengths[row] for row in step.rows)
+    return own + n_prefix * (min(_passes(model), len(step.rows)) if model.forward == "fast" else len(step.rows))
 
 
 def refuse_over_limits(plan: Plan, section: TrainSection, folder: Path) -> None:
