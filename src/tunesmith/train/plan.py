@@ -28,13 +28,13 @@ from tunesmith.train.settings import TrainSection
 # Measured on a Llama of 135 million parameters, batches of 4 to 16; low, expected, high.
 # Share of the probed matrix speed that a whole training step reaches.
 _EFFICIENCY = {
-    ("fast", "bfloat16"): (0.2, 0.32, 0.5),
+    ("fast", "bfloat16"): (0.15, 0.26, 0.45),
     ("fast", "float32"): (0.3, 0.5, 0.8),
     ("plain", "bfloat16"): (0.07, 0.15, 0.3),
     ("plain", "float32"): (0.2, 0.4, 0.7),
 }
 # What a step takes whatever its rows: weights read from memory, adapters copied and updated.
-_STEP_SECONDS = (0.1, 0.25, 0.6)
+_STEP_SECONDS = (0.1, 0.3, 0.6)
 _OWN_HISTORY = (0.7, 1.0, 1.25)
 # What the heap holds for what is live. Side-by-side passes differ in shape, and what one frees does not fit the next: it grows over some 50 steps.
 _HEAP_FACTOR = {"fast": (0.9, 1.7, 2.4), "plain": (0.85, 1.0, 1.4)}
