@@ -141,7 +141,7 @@ def _arguments(section: TrainSection, folder: Path, n_steps: int) -> TrainingArg
         warmup_steps=math.ceil(section.warmup_ratio * n_steps),
         weight_decay=section.weight_decay,
         max_grad_norm=section.max_grad_norm,
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
         seed=section.seed,
         logging_steps=section.logging_steps,
         logging_first_step=True,
