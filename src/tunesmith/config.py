@@ -88,6 +88,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         found = error.errors(include_url=False)
         # pydantic also reports a list as too short when one of its items failed: say only the cause.
         causes = [item for item in found if not any(_is_inside(other["loc"], item["loc"]) for other in found)]
+        causes.sort(key=lambda item: _position(item["loc"], positions))
         lines = [_describe(item, positions, path.name) for item in causes]
         raise ConfigError("\n".join(dict.fromkeys(lines)), hint="tunesmith config explain") from None
 
@@ -155,12 +156,16 @@ def _child(node: Any, key: str) -> Any:
     return node.setdefault(key, {})
 
 
+def _position(loc: tuple[str | int, ...], positions: dict[tuple[str | int, ...], tuple[int, int]]) -> tuple[int, int]:
+    """Return where a key stands, or the nearest section around it that is there."""
+    while loc and loc not in positions:
+        loc = loc[:-1]
+    return positions.get(loc, (1, 1))
+
+
 def _describe(item: Any, positions: dict[tuple[str | int, ...], tuple[int, int]], name: str) -> str:
     loc: tuple[str | int, ...] = item["loc"]
-    at = loc
-    while at and at not in positions:
-        at = at[:-1]
-    line, column = positions.get(at, (1, 1))
+    line, column = _position(loc, positions)
     where = "--set" if line == 0 else f"{name}:{line}:{column}"
     key = ".".join(str(part) for part in loc) or "the file"
     received = item["input"]

@@ -562,7 +562,8 @@ def _model_version(project: Project, run: Run, evaluation: Evaluation, calibrati
     from tunesmith.models.artifact import ModelFile, write_artifact
     from tunesmith.registry.model_card import model_card
 
-    identity = content_id("mdl", run.id, evaluation.id, calibration.calibrator)
+    name = project.config.model_name
+    identity = content_id("mdl", name, run.id, evaluation.id, calibration.calibrator)
     found = project.store.find(ModelVersion, identity)
     if found and (project.root / found.path).exists():
         return found
@@ -585,7 +586,6 @@ def _model_version(project: Project, run: Run, evaluation: Evaluation, calibrati
         chat_template=project.prompt.tokenizer.chat_template,
         card=model_card(model, run, _dataset(project, run), calibration.report),
     )
-    name = project.config.model_name
     number = 1 + sum(known.name == name for known in project.store.all(ModelVersion))
     version = ModelVersion(
         id=identity,

@@ -34,6 +34,7 @@ class Tracker:
 
     def __init__(self, folder: Path, experiment: str) -> None:
         os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
         try:
             from mlflow import MlflowClient
@@ -44,8 +45,8 @@ class Tracker:
             logging.getLogger(name).setLevel(logging.WARNING)
         folder.mkdir(parents=True, exist_ok=True)
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
-        self._client: MlflowClient = MlflowClient(self.uri)
         try:
+            self._client: MlflowClient = MlflowClient(self.uri)
             found = self._client.get_experiment_by_name(experiment)
             artifacts = None if "MLFLOW_TRACKING_URI" in os.environ else (folder / "mlartifacts").as_uri()
             self._experiment = found.experiment_id if found else self._client.create_experiment(experiment, artifact_location=artifacts)

@@ -16,6 +16,8 @@ import typer
 from tunesmith.app.cli import config, data, lineage, loop, review, serve
 from tunesmith.errors import BUG_EXIT_CODE, TunesmithError
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     name="tunesmith",
     help="Turn an open model into your team's model and keep it good.",
@@ -38,16 +40,20 @@ def main() -> None:
     # What libraries below us will change one day is no news for the people who call this.
     warnings.filterwarnings("ignore", category=FutureWarning, module="(accelerate|peft|torch|transformers)")
     try:
-        sys.exit(app(standalone_mode=False))  # the code of a typer.Exit, or None
+        code = app(prog_name="tunesmith", standalone_mode=False)  # of a typer.Exit, or None
+        if code == _INTERRUPTED:  # what Typer makes of Ctrl-C
+            raise KeyboardInterrupt
+        sys.exit(code)
     except TunesmithError as error:
         _show(error)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         print("\nStopped. The same command continues where it was.", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     except Exception as error:
-        if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # a wrong option or argument
-            print(f"Error: {error.format_message()}\nNext: tunesmith --help", file=sys.stderr)
+        if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # a wrong option or argument, or none: then the help
+            shown = error.format_message()
+            print(shown if shown.startswith("Usage:") else f"Error: {shown}\nNext: tunesmith --help", file=sys.stderr)
             sys.exit(error.exit_code)
         traceback.print_exc()
         print("\nThis is a bug in Tunesmith. Please report it with the lines above.", file=sys.stderr)

@@ -10,7 +10,6 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from tunesmith import project
 from tunesmith.app.cli.options import duration
 
-
 _FIRST_LINE_SECONDS = 5.0
 _LINE_SECONDS = 20.0
 

@@ -1,0 +1,131 @@
+"""The whole loop once and again: the second time everything is found done, and nothing is written."""
+
+import pytest
+
+from tunesmith import flow
+from tunesmith.data.freeze import read_records
+from tunesmith.entities import Deployment
+from tunesmith.errors import DataError, NotFoundError, RefusedError
+from tunesmith.project import Progress, Project
+
+
+class Heard(Progress):
+    """Keeps which stages ended, and whether they were skipped."""
+
+    def __init__(self):
+        self.steps = []
+
+    def finish(self, step, detail, *, seconds, skipped=False):
+        if step != "model":
+            self.steps.append((step, skipped))
+
+
+def files(root):
+    left_out = {".git", "lock", "mlflow.db", "store.db-shm", "store.db-wal"}
+    paths = (path for path in root.rglob("*") if path.is_file() and not left_out & set(path.relative_to(root).parts))
+    return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in paths if path.name not in ("steps.jsonl", "store.db")}
+
+
+def test_the_loop_makes_a_champion_that_clearly_beats_the_untuned_model(finished):
+    outcome = finished.outcome
+    metrics = outcome.calibration.report["metrics"]["accuracy"]
+    assert outcome.verdict.passed
+    assert metrics["tuned"]["low"] > metrics["base"]["high"]
+    assert outcome.evaluation.accuracy == metrics["tuned"]["value"]
+    assert finished.project.store.alias("tiny", "champion") == outcome.model_version.id
+    assert (outcome.run.dataset_version_id, outcome.evaluation.run_id) == (outcome.dataset.id, outcome.run.id)
+
+
+def test_the_report_says_what_each_stage_took_and_where_it_comes_from(finished):
+    report = finished.outcome.calibration.report
+    assert {"prepare", "train", "evaluate"} == set(report["seconds"])
+    assert all(seconds > 0 for seconds in report["seconds"].values())
+    assert report["provenance"]["dataset_version"] == finished.outcome.dataset.id
+    assert report["peak_memory_bytes"] > 1e6
+    assert finished.outcome.calibration.html.stat().st_size > 10_000
+
+
+def test_run_again_everything_is_skipped_and_nothing_is_rewritten(tiny):
+    heard, before = Heard(), files(tiny.root)
+    again = flow.run(Project.load(tiny.root, ["train.report_to=[]"], heard))
+    assert heard.steps == [("prepare", True), ("train", True), ("evaluate", True), ("calibrate", True), ("register", False)]
+    assert files(tiny.root) == before
+    assert again.verdict.look == 1
+
+
+def test_a_plan_is_made_once_and_remembered_of_a_finished_run(tiny):
+    heard = Heard()
+    project = Project.load(tiny.root, ["train.seed=1", "train.max_steps=2", "train.report_to=[]"], heard)
+    dataset = flow.prepare(project)
+    trained = flow.train(project, dataset, flow.plan(project, dataset))
+    assert heard.steps == [("prepare", True), ("plan", False), ("train", False)]
+    assert flow.plan(project, dataset) == flow.run_plan(project, trained)
+    assert heard.steps[-1] == ("plan", True)
+
+
+def test_settings_that_change_nothing_learnt_find_the_same_run(tiny):
+    other = Project.load(tiny.root, ["train.save_steps=7", "train.report_to=[]", "train.max_hours=5"])
+    dataset = flow.prepare(other)
+    assert flow.run_id(other, dataset) == flow.run_id(tiny, dataset)
+    assert flow.run_id(Project.load(tiny.root, ["train.lora_r=4"]), dataset) != flow.run_id(tiny, dataset)
+
+
+def test_a_limit_refuses_before_anything_is_trained(fresh):
+    project = Project.load(fresh, ["train.max_memory_gb=0.001", "train.report_to=[]", "data.dvc=false"])
+    with pytest.raises(RefusedError, match=r"must stay within train\.max_memory_gb = 0\.001\. Predicted: up to"):
+        flow.run(project)
+    assert list(fresh.glob(".tunesmith/runs/*")) == []
+
+
+def test_a_refused_candidate_leaves_the_champion(tiny):
+    champion = tiny.store.alias("tiny", "champion")
+    weak = Project.load(tiny.root, ["train.max_steps=2", "train.report_to=[]"])
+    with pytest.raises(RefusedError, match=r"Candidates are chosen on validation\. .* The test split was not looked at"):
+        flow.run(weak)
+    assert tiny.store.alias("tiny", "champion") == champion
+
+
+def test_new_rows_move_no_old_record_and_the_champion_answers_the_new_ones_too(tiny):
+    before = read_records(tiny.root, flow.newest_dataset(tiny))
+    champion = tiny.store.alias("tiny", "champion")
+    with (tiny.root / "data" / "records.csv").open("a") as file:
+        file.writelines(f"my escrow lender appraisal house foreclosure number{n} was wrong by {n * 7} again,mortgage\n" for n in range(40))
+    outcome = flow.run(Project.load(tiny.root, ["train.num_train_epochs=2", "train.report_to=[]"]))
+    after = read_records(tiny.root, outcome.dataset)
+    both = before.join(after, on="id", suffix="_after")
+    assert len(both) == len(before) < len(after)
+    assert (both["split"] == both["split_after"]).all()
+    assert outcome.dataset.parent == flow.prepare(tiny).parent
+    assert (outcome.verdict.opponent, outcome.verdict.look) == (champion, 1)
+    assert outcome.verdict.n_test == outcome.dataset.rows["test"] > before["split"].value_counts().filter(split="test")["count"].item()
+
+
+def test_predict_answers_in_order_and_remembers(tiny):
+    texts = ["student tuition servicer payment", "escrow house refinance lender", "credit card charge merchant"]
+    answers = flow.predict(tiny, texts)
+    assert [answer.text for answer in answers] == texts
+    assert {answer.model_version_id for answer in answers} == {tiny.store.alias("tiny", "champion")}
+    assert isinstance(tiny.store.get(Deployment, answers[0].deployment_id), Deployment)
+    assert flow.predict(tiny, []) == []
+    with pytest.raises(DataError, match=r"must not be empty\. Received: ' ' at position 2"):
+        flow.predict(tiny, ["a", " "])
+
+
+def test_without_a_champion_there_are_no_answers(fresh):
+    with pytest.raises(NotFoundError, match="No model version of tiny is champion yet"):
+        flow.predict(Project.load(fresh), ["a text"])
+
+
+def test_a_changed_model_version_is_not_served(tiny):
+    (card,) = tiny.root.glob(".tunesmith/models/*/calibrator.json")
+    card.write_text('{"method": "temperature", "temperature": 0.01}')
+    with pytest.raises(DataError, match=r"must match its manifest\. Changed, missing or added: calibrator\.json"):
+        flow.predict(tiny, ["a text"])
+
+
+def test_another_label_space_needs_a_fresh_start(tiny):
+    other = Project.load(tiny.root, ["task.labels=[card, loan]"])
+    with pytest.raises(DataError, match="keeps the label space of its parent") as raised:
+        flow.prepare(other)
+    assert raised.value.hint == "tunesmith prepare --fresh"
+    assert flow.prepare(other, fresh=True).labels == ("card", "loan")
