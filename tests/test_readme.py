@@ -35,5 +35,7 @@ def test_python_block_runs(page: str, shown_path: str, letters: Path, tmp_path: 
 def test_commands_that_the_pages_name_exist() -> None:
     known = {line.split("`")[1] for line in (ROOT / "docs" / "reference.md").read_text(encoding="utf-8").splitlines() if line.startswith("- `tunesmith ")}
     for page in ("README.md", "docs/tutorial.md"):
-        for command in re.findall(r"tunesmith ((?:config |data |review )?[a-z]+)", "\n".join(re.findall(r"```\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL))):
+        for command in re.findall(
+            r"tunesmith ((?:config |data |review )?[a-z]+)", "\n".join(re.findall(r"```\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL))
+        ):
             assert f"tunesmith {command}" in known, f"{page} names `tunesmith {command}`"
