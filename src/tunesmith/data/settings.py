@@ -19,7 +19,7 @@ class Source(Section):
     """Column that holds the document's text."""
     label_column: str = "label"
     """Column that holds the right answer."""
-    splits: dict[Split, float] = Field(default_factory=lambda: {"train": 0.7, "validation": 0.1, "calibration": 0.1, "test": 0.1})
+    splits: dict[Split, float] = Field(default={"train": 0.7, "validation": 0.1, "calibration": 0.1, "test": 0.1})
     """Split -> share of this file's documents, by a hash of the document; shares are scaled to sum to 1."""
 
     @model_validator(mode="after")

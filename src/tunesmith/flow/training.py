@@ -1,0 +1,149 @@
+"""dataset version -> plan -> run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from tunesmith.entities import DatasetVersion, Run, content_id, utc_now
+from tunesmith.files import file_sha256
+from tunesmith.flow.dataset import read
+from tunesmith.project import Project, needs_extra
+
+if TYPE_CHECKING:
+    from tunesmith.train.plan import Plan
+
+# Bump when the same inputs would train another adapter.
+STEP_VERSION = 1
+
+# Settings of `train` that change where and when, not what is learnt.
+_NOT_LEARNT = {"save_steps", "save_total_limit", "logging_steps", "resume_from_checkpoint", "report_to", "max_memory_gb", "max_hours", "max_disk_gb"}
+
+
+def plan(project: Project, dataset: DatasetVersion) -> Plan:
+    """Say what a run on a dataset version will do and cost, without training; of a finished run, what was said.
+
+    Raises:
+        DataError: texts do not fit and `train.excess_length_strategy` is `raise`.
+        RefusedError: a limit of the section `train` would be passed.
+    """
+    with needs_extra("train"):
+        from tunesmith.train.plan import make_plan, refuse_over_limits
+    with project.step("plan") as done:
+        finished = project.store.find(Run, run_id(project, dataset))
+        if finished:
+            done(finished.id, skipped=True)
+            return run_plan(project, finished)
+        records = read(project, dataset).filter(pl.col("split") == "train")
+        made = make_plan(records, project.prompt, project.base.path, project.model_section, project.config.train, _speeds(project))
+        refuse_over_limits(made, project.config.train, project.root)
+        done(f"{made.rows:,} rows, {made.tokens:,} tokens, {made.steps:,} steps")
+        return made
+
+
+def _speeds(project: Project) -> list[float]:
+    """Return tokens a second of earlier runs with the same base, passes and cores."""
+    speeds = []
+    for run in project.store.all(Run):
+        if run.base_sha256 == project.base.sha256 and run.machine == _machine(project):
+            speeds.append(run.tokens / run.seconds)
+    return speeds
+
+
+def _machine(project: Project) -> str:
+    from tunesmith.models.engine import n_workers
+
+    return f"{n_workers()} workers, {project.model_section.forward}, {project.model_section.dtype}"
+
+
+def run_id(project: Project, dataset: DatasetVersion) -> str:
+    """Return the id that a run of these settings on a dataset version has."""
+    learnt = project.config.train.model_dump(mode="json", exclude=_NOT_LEARNT)
+    model = project.model_section.model_dump(mode="json", include={"forward", "dtype"})
+    return content_id("run", dataset.id, project.base.sha256, project.config.task.model_dump(mode="json"), model, learnt, STEP_VERSION)
+
+
+def train(project: Project, dataset: DatasetVersion, made: Plan | None = None) -> Run:
+    """Fine-tune the base model on a dataset version, or continue where a killed run stopped.
+
+    Args:
+        project: The project.
+        dataset: What is learnt.
+        made: The plan, where `plan` was called already.
+
+    Raises:
+        RefusedError: the plan passes a limit.
+        DataError: the rows cannot be trained on as they are.
+        BackendError: the loss is not finite, or a checkpoint cannot be written.
+    """
+    found = project.store.find(Run, run_id(project, dataset))
+    if found:
+        with project.step("train") as done:
+            done(f"{found.id}: {found.steps:,} steps, loss {found.train_loss:.3f}", skipped=True)
+        return found
+    with needs_extra("train"):
+        from tunesmith.train.batches import encode_rows
+        from tunesmith.train.fit import ADAPTER_FOLDER, fit
+    made = made or plan(project, dataset)
+    with project.step("train") as done:
+        identity = run_id(project, dataset)
+        folder = project.state / "runs" / identity
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = project.config.train
+        (folder / "config.json").write_text(project.config.model_dump_json(indent=2), encoding="utf-8")
+        (folder / "plan.json").write_text(made.model_dump_json(indent=2), encoding="utf-8")
+        rows = encode_rows(read(project, dataset).filter(pl.col("split") == "train"), project.prompt, settings)
+        tracked = _track_run(project, identity, dataset)
+
+        def report(step: int, steps: int, figures: dict[str, float]) -> None:
+            project.progress.advance(step, steps, f"loss {figures['loss']:.3f}")
+            if tracked:
+                tracked({f"train/{name}": value for name, value in figures.items()}, step)
+
+        fitted = fit(rows, project.prompt.prefix, project.base.path, project.model_section, settings, folder, report)
+        run = Run(
+            id=identity,
+            dataset_version_id=dataset.id,
+            path=str(folder.relative_to(project.root)),
+            base_model=project.base.name,
+            base_sha256=project.base.sha256,
+            strategy=settings.strategy,
+            seed=settings.seed,
+            steps=fitted.steps,
+            train_loss=fitted.train_loss,
+            seconds=fitted.seconds,
+            peak_memory_bytes=fitted.peak_memory_bytes,
+            supervised_tokens=rows.supervised_tokens,
+            tokens=fitted.tokens,
+            machine=_machine(project),
+            adapter_sha256=file_sha256(folder / ADAPTER_FOLDER / "adapter_model.safetensors"),
+            created_at=utc_now(),
+        )
+        # The tracker first: a kill between the two leaves a run that the next command finishes again, in both.
+        if project.tracker:
+            project.tracker.finish(run.id)
+        project.store.put(run)
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        done(f"{run.id}: {run.steps:,} steps, loss {run.train_loss:.3f}, {run.tokens / run.seconds:,.0f} tokens a second")
+        return run
+
+
+def _track_run(project: Project, identity: str, dataset: DatasetVersion) -> Callable[[dict[str, float], int], None] | None:
+    if project.tracker is None:
+        return None
+    tracker = project.tracker
+    params = {f"train.{key}": value for key, value in project.config.train.model_dump(mode="json").items()}
+    tracker.log_params(identity, {"dataset_version": dataset.id, "base_model": project.base.name, "base_sha256": project.base.sha256, **params})
+    mlflow_run = tracker.run(identity)
+    return lambda figures, step: tracker.log_metrics(mlflow_run, figures, step)
+
+
+def run_plan(project: Project, run: Run) -> Plan:
+    """Return the plan that a run was started with."""
+    from tunesmith.train.plan import Plan
+
+    return Plan.model_validate_json((project.root / run.path / "plan.json").read_text(encoding="utf-8"))
