@@ -45,7 +45,7 @@ def written(tmp_path, adapter, model_file, prompt):
 
 def test_what_is_written_is_read_again(written, model_file, base, adapter, prompt):
     folder, digest = written
-    artifact = open_artifact(folder)
+    artifact = open_artifact(folder, digest)
     assert artifact.model == model_file
     assert artifact.calibrator == CALIBRATOR
     assert digest == file_sha256(folder / MANIFEST)
@@ -63,7 +63,7 @@ def test_writing_again_replaces_the_folder_whole(written, adapter, model_file):
     (folder / "stray").touch()
     second = write_artifact(folder, adapter=adapter, model=model_file, calibrator={}, chat_template="", card="")
     assert second != first
-    assert open_artifact(folder).calibrator == {}
+    assert open_artifact(folder, second).calibrator == {}
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
@@ -90,27 +90,34 @@ def flip_a_bit(folder):
     return "adapter/adapter_model.safetensors"
 
 
-@pytest.mark.parametrize("damage", [change, remove, add, flip_a_bit])
+def change_with_the_manifest(folder):
+    (folder / "calibrator.json").write_text("{}")
+    digests = json.loads((folder / MANIFEST).read_text()) | {"calibrator.json": file_sha256(folder / "calibrator.json")}
+    (folder / MANIFEST).write_text(json.dumps(digests))
+    return MANIFEST
+
+
+@pytest.mark.parametrize("damage", [change, remove, add, flip_a_bit, change_with_the_manifest])
 def test_a_damaged_folder_is_refused_by_name(written, damage):
-    folder, _ = written
+    folder, digest = written
     name = damage(folder)
     with pytest.raises(DataError, match=rf"must match its manifest. Changed, missing or added: {name}\."):
-        open_artifact(folder)
+        open_artifact(folder, digest)
 
 
 def test_there_is_no_such_folder(tmp_path):
     with pytest.raises(NotFoundError, match="No model version in"):
-        open_artifact(tmp_path / "mdl_0")
+        open_artifact(tmp_path / "mdl_0", "")
 
 
 def test_other_weights_below_the_adapter_are_refused(tmp_path, adapter, model_file, base):
     other = model_file.model_copy(update={"base_sha256": "f" * 64})
-    write_artifact(tmp_path / "mdl", adapter=adapter, model=other, calibrator={}, chat_template="", card="")
+    digest = write_artifact(tmp_path / "mdl", adapter=adapter, model=other, calibrator={}, chat_template="", card="")
     with pytest.raises(DataError, match="needs the base model with sha256 ffff"):
-        open_artifact(tmp_path / "mdl").engine(base.parent)
+        open_artifact(tmp_path / "mdl", digest).engine(base.parent)
 
 
 def test_another_chat_template_is_refused(tmp_path, adapter, model_file, base):
-    write_artifact(tmp_path / "mdl", adapter=adapter, model=model_file, calibrator={}, chat_template="other", card="")
+    digest = write_artifact(tmp_path / "mdl", adapter=adapter, model=model_file, calibrator={}, chat_template="other", card="")
     with pytest.raises(DataError, match="chat template must be the one that mdl was trained with"):
-        open_artifact(tmp_path / "mdl").engine(base.parent)
+        open_artifact(tmp_path / "mdl", digest).engine(base.parent)

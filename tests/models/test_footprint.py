@@ -43,6 +43,18 @@ def test_precision_and_pass_change_the_sizes(base):
     assert plain.activation_bytes(100, 50) > half.activation_bytes(100, 50)
 
 
+def test_layers_below_the_lowest_adapter_cost_a_forward_pass_only(base):
+    upper = measure_footprint(
+        base,
+        ModelSection(model_name_or_path=str(base), dtype="bfloat16", forward="fast"),
+        lambda model: get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], layers_to_transform=[1], task_type="CAUSAL_LM")),
+    )
+    every = measured(base)
+    assert 2 * upper.trainable == every.trainable
+    assert 2 * upper.activation_bytes(100, 50) == every.activation_bytes(100, 50)
+    assert upper.flops_per_token < every.flops_per_token
+
+
 def test_activations_grow_with_tokens_and_keys(base):
     footprint = measured(base)
     assert footprint.activation_bytes(200, 50) == 2 * footprint.activation_bytes(100, 50)

@@ -166,3 +166,11 @@ def test_the_seed_decides_the_adapters(base, model):
 def test_one_row_is_a_step_an_epoch(run):
     one = pl.DataFrame({"id": ["rec_0"], "text": ["x"], "label": ["loan"]})
     assert run("a", records=one, gradient_accumulation_steps=3).steps == 2
+
+
+def test_adapters_in_the_last_layers_only(base, model):
+    section = TrainSection(lora_layers=1)
+    adapted = with_adapters(load_model(base, model), section)
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    assert {name.split(".layers.")[1].split(".")[0] for name in trained} == {"1"}
+    assert len(trained) == 2 * 7, "A and B of every linear module of one layer"

@@ -83,7 +83,7 @@ def _opponent(project: Project, holder: str | None, version: ModelVersion, datas
     if scores.ids != tuned.ids:  # the test split grew since: the champion answers the new rows too
         from tunesmith.models.artifact import open_artifact
 
-        engine = open_artifact(project.root / champion.path).engine(project.root)
+        engine = open_artifact(project.root / champion.path, champion.sha256).engine(project.root)
         scores = score_split(engine, test, project.config.task.names, lambda at, n: project.progress.advance(at, n, "champion, test"))
     return champion.id, scores
 

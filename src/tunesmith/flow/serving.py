@@ -44,7 +44,7 @@ def load_predictor(project: Project) -> Predictor:
 
     deployment = deploy(project)
     version = project.store.get(ModelVersion, deployment.variants[CHAMPION])
-    artifact = open_artifact(project.root / version.path)
+    artifact = open_artifact(project.root / version.path, version.sha256)
     return Predictor(artifact.engine(project.root), load_calibrator(artifact.calibrator), deployment, CHAMPION, project.store)
 
 

@@ -105,8 +105,12 @@ def write_artifact(folder: Path, *, adapter: Path, model: ModelFile, calibrator:
     return file_sha256(folder / MANIFEST)
 
 
-def open_artifact(folder: Path) -> Artifact:
+def open_artifact(folder: Path, sha256: str) -> Artifact:
     """Check a model version's folder and read it.
+
+    Args:
+        folder: The folder.
+        sha256: Digest of its manifest, as the model version holds it.
 
     Raises:
         NotFoundError: there is no such folder.
@@ -117,6 +121,8 @@ def open_artifact(folder: Path) -> Artifact:
     expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     found = {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if file_sha256(folder / MANIFEST) != sha256:
+        wrong.append(MANIFEST)
     if wrong:
         raise DataError(f"Every file of {folder.name} must match its manifest. Changed, missing or added: {', '.join(wrong)}.", hint="tunesmith register")
     model = ModelFile.model_validate_json((folder / "model.json").read_text(encoding="utf-8"))

@@ -44,6 +44,7 @@ class Footprint:
     _config: Any
     _item_bytes: int
     _is_fast: bool
+    _trained_layers: int
 
     def activation_bytes(self, n_tokens: int, n_columns: int) -> int:
         """Return what one pass saves for its backward pass.
@@ -57,7 +58,7 @@ class Footprint:
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         # Two norms save their input and output, attention its queries, output, keys, values and weights, the MLP four inner tensors.
         widths = 4 * config.hidden_size + 2 * heads * head_dim + 2 * kv_heads * head_dim + heads * n_columns + 4 * config.intermediate_size
-        saved = n_tokens * widths * self._item_bytes * config.num_hidden_layers
+        saved = n_tokens * widths * self._item_bytes * self._trained_layers
         return int(saved if self._is_fast else saved * _PLAIN_FACTOR[self._item_bytes])
 
     def logit_bytes(self, n_positions: int) -> int:
@@ -78,6 +79,8 @@ def measure_footprint(base: Path, section: ModelSection, with_adapters: Callable
         model = with_adapters(AutoModelForCausalLM.from_config(config))
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    trained = (name.partition(".layers.")[2].partition(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad)
+    trained_layers = config.num_hidden_layers - min((int(layer) for layer in trained if layer), default=0)
     embedding = config.vocab_size * config.hidden_size
     inner = parameters - embedding * (1 if config.tie_word_embeddings else 2)
     item_bytes = getattr(torch, section.dtype).itemsize
@@ -88,11 +91,12 @@ def measure_footprint(base: Path, section: ModelSection, with_adapters: Callable
         vocabulary=config.vocab_size,
         weight_bytes=(parameters - trainable) * item_bytes + (embedding * _FLOAT32 if is_fast and item_bytes < _FLOAT32 else 0),
         optimizer_bytes=4 * trainable * _FLOAT32,
-        # 2 a weight forward and 2 backward to the input; adapters take 2 more for their own gradient.
-        flops_per_token=4.0 * inner + 2.0 * trainable,
+        # 2 a weight forward and 2 backward to the input, from the lowest adapter up; adapters take 2 more for their own gradient.
+        flops_per_token=2.0 * inner * (1 + trained_layers / config.num_hidden_layers) + 2.0 * trainable,
         _config=config,
         _item_bytes=item_bytes,
         _is_fast=is_fast,
+        _trained_layers=trained_layers,
     )
 
 

@@ -68,8 +68,19 @@ def with_adapters(model: Any, section: TrainSection) -> Any:
         ConfigError: `lora_target_modules` names nothing that can be adapted.
     """
     targets = section.lora_target_modules if isinstance(section.lora_target_modules, str) else list(section.lora_target_modules)
+    n_layers = model.config.num_hidden_layers
+    layers = range(n_layers)[-section.lora_layers :] if section.lora_layers else None
+    if layers is not None and targets == "all-linear":  # PEFT takes layers only with names
+        targets = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and ".layers." in name})
     torch.manual_seed(section.seed)
-    settings = LoraConfig(r=section.lora_r, lora_alpha=section.lora_alpha, lora_dropout=section.lora_dropout, target_modules=targets, task_type="CAUSAL_LM")
+    settings = LoraConfig(
+        r=section.lora_r,
+        lora_alpha=section.lora_alpha,
+        lora_dropout=section.lora_dropout,
+        target_modules=targets,
+        layers_to_transform=list(layers) if layers else None,
+        task_type="CAUSAL_LM",
+    )
     try:
         adapted = get_peft_model(model, settings)
     except ValueError as error:

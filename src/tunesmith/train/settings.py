@@ -29,6 +29,8 @@ class TrainSection(Section):
     """Dropout on the adapters' input. Above 0 needs `model.forward: plain`."""
     lora_target_modules: str | tuple[str, ...] = "all-linear"
     """Modules that get adapters: `all-linear` or a list of names."""
+    lora_layers: int | None = Field(default=None, ge=1)
+    """Adapters in the last so many decoder layers only; all when empty. The layers below need no backward pass and keep nothing for it."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW."""
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
