@@ -1,5 +1,6 @@
 """The command line: every command says what comes next, speaks JSON, and ends with its exit code."""
 
+import errno
 import json
 
 import pytest
@@ -209,6 +210,17 @@ def test_a_bug_keeps_its_traceback_and_exits_70(tiny, cli, monkeypatch):
     assert result.code == 70
     assert "ZeroDivisionError" in result.err
     assert "This is a bug in Tunesmith." in result.err
+
+
+def test_a_full_disk_is_no_bug(tiny, cli, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "records.parquet")
+
+    monkeypatch.setattr("tunesmith.flow.prepare", full)
+    result = cli("prepare", "-C", tiny.root)
+    assert result.code == 6
+    assert "No space left on device: 'records.parquet'" in result.err
+    assert "Traceback" not in result.err
 
 
 def test_control_c_says_that_the_command_continues(tiny, cli, monkeypatch):

@@ -29,7 +29,7 @@ from tunesmith.errors import BackendError, ConfigError
 from tunesmith.files import write_text
 from tunesmith.models.batch import Batch, training_batch
 from tunesmith.models.engine import Forward, Workers, forward_pass, load_model
-from tunesmith.models.memory import PeakMemory
+from tunesmith.models.memory import PeakMemory, trim_heap
 from tunesmith.models.settings import ModelSection
 from tunesmith.train.batches import Rows, Step, schedule
 from tunesmith.train.checkpoint import MarkComplete, newest_complete, remove_checkpoints, step_of, writing
@@ -37,6 +37,8 @@ from tunesmith.train.settings import TrainSection
 
 ADAPTER_FOLDER = "adapter"
 LOSSES_FILE = "losses.jsonl"
+
+_TRIM_STEPS = 32
 
 Report = Callable[[int, int, dict[str, float]], None]
 """Called after each logged step with the step, the steps in all, and the figures: loss, learning_rate, grad_norm."""
@@ -226,6 +228,8 @@ class _AnswerTrainer(Trainer):  # type: ignore[misc]
         for _, gradients in results:
             for parameter, gradient in zip(self._parameters, gradients, strict=True):
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        if self.state.global_step % _TRIM_STEPS == 0:
+            trim_heap()
         return loss
 
     def _part(self, part: Sequence[int], supervised_tokens: int) -> tuple[Tensor, tuple[Tensor, ...]]:

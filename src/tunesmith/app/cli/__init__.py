@@ -6,6 +6,7 @@ else is a bug, keeps its traceback and exits with 70.
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import traceback
@@ -14,9 +15,10 @@ import warnings
 import typer
 
 from tunesmith.app.cli import config, data, lineage, loop, review, serve
-from tunesmith.errors import BUG_EXIT_CODE, TunesmithError
+from tunesmith.errors import BUG_EXIT_CODE, BackendError, TunesmithError
 
 _INTERRUPTED = 130
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 app = typer.Typer(
     name="tunesmith",
@@ -51,6 +53,9 @@ def main() -> None:
         print("\nStopped. The same command continues where it was.", file=sys.stderr)
         sys.exit(_INTERRUPTED)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            _show(BackendError(f"The disk must take what is written. Received: {error}.", hint="Free disk space, then type the same command: it continues."))
+            sys.exit(BackendError.exit_code)
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # a wrong option or argument, or none: then the help
             shown = error.format_message()
             print(shown if shown.startswith("Usage:") else f"Error: {shown}\nNext: tunesmith --help", file=sys.stderr)
