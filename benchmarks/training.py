@@ -261,7 +261,7 @@ def main() -> None:
         small = Setup(steps=2, batch_size=4)
         rows = [measure_speed(small, 1, 1), *compare_losses(small, 1)]
     else:
-        rows = [measure_speed(Setup(steps=2, batch_size=16), cores, 5) for cores in (1, 2)] + compare_losses(Setup(steps=8, batch_size=16), 2)
+        rows = [measure_speed(Setup(steps=2, batch_size=8), cores, 5) for cores in (1, 2)] + compare_losses(Setup(steps=8, batch_size=8), 2)
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     print(f"\n{'work':<72} {'ours':>8} {'peer':>8}  {'ratio':<22}  unit")
