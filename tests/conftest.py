@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tunesmith import flow
 from tunesmith.app.cli import main
@@ -18,6 +19,11 @@ from tunesmith.testing import tiny_project
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", MLFLOW_DISABLE_TELEMETRY="true", DVC_NO_ANALYTICS="1", DO_NOT_TRACK="1")
 for name in ("MLFLOW_TRACKING_URI", "TUNESMITH_API_KEY"):
     os.environ.pop(name, None)
+
+# In CI the drawn examples are the same every time: a red run means that the change broke something.
+if os.environ.get("CI"):
+    settings.register_profile("ci", derandomize=True)
+    settings.load_profile("ci")
 
 WITHOUT_MLFLOW = "train.report_to=[]"  # a copied MLflow store still points to the artifacts of the first one
 
