@@ -22,7 +22,7 @@ for name in ("MLFLOW_TRACKING_URI", "TUNESMITH_API_KEY"):
 
 # In CI the drawn examples are the same every time: a red run means that the change broke something.
 if os.environ.get("CI"):
-    settings.register_profile("ci", derandomize=True)
+    settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
     settings.load_profile("ci")
 
 WITHOUT_MLFLOW = "train.report_to=[]"  # a copied MLflow store still points to the artifacts of the first one
