@@ -87,7 +87,7 @@ def prepare(setup: Setup) -> tuple[Any, ...]:
     base = resolve_base(config.model, ROOT).path
     prompt = Prompt(load_tokenizer(base), config.task, config.train.max_length, config.train.truncate_keep)
     frame = pl.read_csv(ROOT / "tests" / "fixtures" / "complaints.csv").with_row_index("id")
-    records = frame.select(id=pl.format("rec_{}", "id"), text="Consumer complaint narrative", label="Product")
+    records = frame.select(id=pl.format("rec_{}", "id"), text="Consumer complaint narrative", label="Product", weight=pl.lit(1.0))
     known = records.filter(pl.col("label").is_in(config.task.names))
     return config, base, prompt, encode_rows(known, prompt, config.train)
 

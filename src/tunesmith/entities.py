@@ -89,6 +89,8 @@ class Document(Noun):
     text: str
     label: str
     """What the source says the answer is; empty when it says nothing."""
+    confidence: float = Field(default=1.0, ge=0, le=1)
+    """How sure the OCR is of the text, mean over its characters; 1 for text that was never a picture."""
 
 
 class Record(Noun):
@@ -107,6 +109,10 @@ class Record(Noun):
     """The judgement behind it when origin is `feedback`, else empty."""
     supersedes: str
     """Id of the record that this one corrects, else empty."""
+    block_ids: str = ""
+    """Blocks of the document that the text comes from, by position, joined by spaces; empty where the source has no blocks."""
+    weight: float = Field(default=1.0, ge=0, le=1)
+    """What the record counts in training; the document's confidence."""
 
 
 class DatasetVersion(Noun):

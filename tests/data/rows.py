@@ -27,6 +27,7 @@ def documents(*rows):
                 "content_sha256": hashlib.sha256(text.encode()).hexdigest(),
                 "text": text,
                 "label": label[0] if label else "yes",
+                "confidence": 1.0,
             }
         )
     return pl.DataFrame(made, schema=Document.frame_schema())
@@ -44,6 +45,8 @@ def record(text, label="yes", split="train", *, supersedes="", origin="source", 
         "origin": origin,
         "feedback_id": feedback_id,
         "supersedes": supersedes,
+        "block_ids": "",
+        "weight": 1.0,
     }
 
 

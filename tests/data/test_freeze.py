@@ -41,6 +41,14 @@ def test_what_is_frozen_is_read_back(make, tmp_path):
     assert Store.at(tmp_path / ".tunesmith" / "store.db").all(DatasetVersion) == [version]
 
 
+def test_a_version_of_an_earlier_release_is_read_with_the_defaults_of_new_columns(make, tmp_path):
+    version = make()
+    path = tmp_path / version.path / "records.parquet"
+    RECORDS.sort("id").drop("weight", "block_ids").write_parquet(path)
+    earlier = version.model_copy(update={"sha256": freezing._sha256(path)})
+    assert read_records(tmp_path, earlier).equals(RECORDS.sort("id"))
+
+
 def test_equal_inputs_give_the_same_version_and_the_same_bytes(make, tmp_path):
     version = make()
     assert make(RECORDS.reverse()) == version

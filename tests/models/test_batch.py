@@ -6,6 +6,12 @@ from hypothesis import strategies as st
 from tunesmith.models.batch import length_grouped, scoring_batch, shuffled, training_batch
 
 
+def test_every_token_of_an_answer_counts_what_its_row_counts():
+    batch = training_batch([], prompts=[[1], [2]], answers=[[5, 6], [7, 8, 9]], weights=[0.25, 1.0])
+    assert batch.weights.tolist() == [0.25, 0.25, 1.0, 1.0, 1.0]
+    assert training_batch([], prompts=[[1]], answers=[[5, 6]]).weights.tolist() == [1.0, 1.0]
+
+
 def test_training_batch_supervises_the_answer_from_the_last_prompt_token_on():
     batch = training_batch([90, 91], prompts=[[1, 2, 3], [4]], answers=[[5, 6], [7, 8, 9]])
     assert batch.prefix.tolist() == [90, 91]

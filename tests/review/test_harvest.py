@@ -22,7 +22,8 @@ def answer(store):
 
 
 def records(*rows):
-    facts = {"document_id": "doc_1", "source": "a.csv", "source_line": 2, "origin": "source", "feedback_id": "", "supersedes": "", "label": "card"}
+    facts = {"document_id": "doc_1", "source": "a.csv", "source_line": 2, "origin": "source", "feedback_id": "", "supersedes": ""}
+    facts |= {"label": "card", "block_ids": "", "weight": 1.0}
     return pl.DataFrame([facts | row for row in rows], schema=Record.frame_schema())
 
 

@@ -45,4 +45,5 @@ def prompt(base) -> Prompt:
 @pytest.fixture(scope="session")
 def records() -> pl.DataFrame:
     rows = tiny_rows(48)
-    return pl.DataFrame({"id": [f"rec_{number}" for number in range(len(rows))], "text": [text for text, _ in rows], "label": [label for _, label in rows]})
+    frame = pl.DataFrame(rows, schema=["text", "label"], orient="row")
+    return frame.with_columns(id=pl.format("rec_{}", pl.int_range(len(rows))), weight=pl.lit(1.0))

@@ -80,7 +80,7 @@ def test_unknown_strategies_do_not_pass_the_settings(key, value):
 
 def some_rows(n, answer_lengths=(2,)):
     answers = [tuple(range(answer_lengths[row % len(answer_lengths)])) for row in range(n)]
-    return Rows([f"rec_{row}" for row in range(n)], [[1] * (1 + row % 7) for row in range(n)], answers, [])
+    return Rows([f"rec_{row}" for row in range(n)], [[1] * (1 + row % 7) for row in range(n)], answers, [], [1.0] * n)
 
 
 plans = st.fixed_dictionaries(
@@ -109,8 +109,15 @@ def test_every_row_is_read_once_an_epoch(n, plan):
     for at in range(0, len(steps), accumulate):
         group = steps[at : at + accumulate]
         total = sum(len(rows.answers[row]) for step in group for row in step.rows)
-        assert {step.supervised_tokens for step in group} == {total}
+        assert {step.supervised_weight for step in group} == {total}
         assert total > 0
+
+
+def test_a_step_knows_the_weight_of_all_its_passes():
+    rows = some_rows(4, (2, 3))
+    rows.weights[:] = [0.5, 1.0, 0.25, 1.0]
+    steps = schedule(rows, section(per_device_train_batch_size=2, gradient_accumulation_steps=2))
+    assert [step.supervised_weight for step in steps] == [2 * 0.5 + 3 + 2 * 0.25 + 3] * 2
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():

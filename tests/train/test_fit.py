@@ -164,7 +164,7 @@ def test_the_seed_decides_the_adapters(base, model):
 
 
 def test_one_row_is_a_step_an_epoch(run):
-    one = pl.DataFrame({"id": ["rec_0"], "text": ["x"], "label": ["loan"]})
+    one = pl.DataFrame({"id": ["rec_0"], "text": ["x"], "label": ["loan"], "weight": [1.0]})
     assert run("a", records=one, gradient_accumulation_steps=3).steps == 2
 
 

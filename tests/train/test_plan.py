@@ -166,7 +166,7 @@ from tunesmith.train.settings import TrainSection
 
 base, complaints, folder = map(Path, sys.argv[1:])
 frame = pl.read_csv(complaints).with_row_index("id")
-records = frame.select(id=pl.format("rec_{}", "id"), text="Consumer complaint narrative", label="Product")
+records = frame.select(id=pl.format("rec_{}", "id"), text="Consumer complaint narrative", label="Product", weight=pl.lit(1.0))
 names = records["label"].unique().sort()
 labels = [{"name": name, "answer": f"{chr(65 + number)} {name[:10]}"} for number, name in enumerate(names)]
 task = TaskSection(instruction="Sort the complaint by product.", labels=labels)

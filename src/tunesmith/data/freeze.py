@@ -22,7 +22,7 @@ import polars as pl
 
 from tunesmith.data.sifted import DROPPED_SCHEMA, count_reasons
 from tunesmith.data.versioning import version_with_dvc
-from tunesmith.entities import SPLITS, DatasetVersion, Record, content_id, utc_now
+from tunesmith.entities import SPLITS, DatasetVersion, Noun, Record, content_id, utc_now
 from tunesmith.errors import DataError
 from tunesmith.store import Store
 
@@ -92,7 +92,7 @@ def read_records(root: Path, version: DatasetVersion) -> pl.DataFrame:
     Raises:
         DataError: records.parquet is missing, or its bytes are not those that were frozen.
     """
-    return _read(root, version, "records.parquet", version.sha256)
+    return _with_defaults(_read(root, version, "records.parquet", version.sha256), Record)
 
 
 def read_dropped(root: Path, version: DatasetVersion) -> pl.DataFrame:
@@ -117,6 +117,12 @@ def _read(root: Path, version: DatasetVersion, name: str, sha256: str) -> pl.Dat
             f"{version.path}/{name} must have the SHA-256 {sha256}. Received: {found}; it was changed after it was frozen.", hint=_repair(root, version)
         )
     return pl.read_parquet(path)
+
+
+def _with_defaults(frame: pl.DataFrame, noun: type[Noun]) -> pl.DataFrame:
+    """Add the columns that the noun had not when the frame was frozen."""
+    missing = [pl.lit(field.default).alias(name) for name, field in noun.model_fields.items() if name not in frame.columns and not field.is_required()]
+    return frame.with_columns(missing).select(list(noun.frame_schema())) if missing else frame
 
 
 def _repair(root: Path, version: DatasetVersion) -> str:

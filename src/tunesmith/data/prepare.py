@@ -120,14 +120,22 @@ def make_records(documents: pl.DataFrame) -> pl.DataFrame:
     """
     ids = [content_id("rec", *row, "") for row in documents.select("id", "content_sha256", "label").iter_rows()]
     empty = pl.lit("")
-    made = documents.select("text", "label", "split", "source", "source_line", document_id="id", feedback_id=empty, supersedes=empty, origin=pl.lit("source"))
+    made = documents.select(
+        *("text", "label", "split", "source", "source_line"),
+        document_id="id",
+        weight=pl.col("confidence").clip(0.01),
+        feedback_id=empty,
+        supersedes=empty,
+        block_ids=empty,
+        origin=pl.lit("source"),
+    )
     return made.with_columns(id=pl.Series(ids, dtype=pl.String)).select(list(Record.frame_schema()))
 
 
 def _as_documents(records: pl.DataFrame) -> pl.DataFrame:
     """Give records the columns of `Document`, and `split`, so that they pass the same steps. They keep their own ids."""
     digests = [hashlib.sha256(text.encode()).hexdigest() for text in records["text"]]
-    return records.with_columns(content_sha256=pl.Series(digests, dtype=pl.String)).select([*Document.frame_schema(), "split"])
+    return records.with_columns(content_sha256=pl.Series(digests, dtype=pl.String), confidence="weight").select([*Document.frame_schema(), "split"])
 
 
 def _supersede(old: pl.DataFrame, judged: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -85,6 +85,7 @@ def _documents(rows: list[Row], path: str) -> pl.DataFrame:
         seen[row_sha256] += 1
     lines, texts, labels = zip(*rows, strict=True)
     columns = {"id": ids, "source": [path] * len(rows), "source_line": lines, "content_sha256": digests, "text": texts, "label": labels}
+    columns["confidence"] = [1.0] * len(rows)
     return pl.DataFrame(columns, schema=Document.frame_schema())
 
 

@@ -23,34 +23,39 @@ class Batch:
         input_ids: shape (n_rows, n_columns). Token ids after the prefix, padded on the right with 0.
         positions: shape (n_positions,). Places in the flattened `input_ids` whose next token is asked for.
         targets: shape (n_positions,). The right next tokens; empty when only scoring.
+        weights: shape (n_positions,), float32. What each target counts in the loss; empty when only scoring.
     """
 
     prefix: Tensor
     input_ids: Tensor
     positions: Tensor
     targets: Tensor
+    weights: Tensor
 
 
-def training_batch(prefix: Sequence[int], prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Batch:
+def training_batch(prefix: Sequence[int], prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], weights: Sequence[float] | None = None) -> Batch:
     """Build a batch that supervises every answer token, the stop token included.
 
     Args:
         prefix: Token ids shared by all rows.
         prompts: Per row, the token ids after the prefix and before the answer; at least one.
         answers: Per row, the answer's token ids with the stop token last.
+        weights: Per row, what its tokens count in the loss; 1 when None.
     """
     input_ids = _pad([[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)])
     width = input_ids.shape[1]
     starts = [row * width + len(prompt) - 1 for row, prompt in enumerate(prompts)]
     positions = [start + step for start, answer in zip(starts, answers, strict=True) for step in range(len(answer))]
-    return Batch(torch.tensor(prefix, dtype=torch.long), input_ids, torch.tensor(positions), torch.tensor([token for answer in answers for token in answer]))
+    targets = torch.tensor([token for answer in answers for token in answer])
+    counts = torch.tensor([weight for weight, answer in zip(weights or [1.0] * len(answers), answers, strict=True) for _ in answer])
+    return Batch(torch.tensor(prefix, dtype=torch.long), input_ids, torch.tensor(positions), targets, counts)
 
 
 def scoring_batch(prefix: Sequence[int], rows: Sequence[Sequence[int]]) -> Batch:
     """Build a batch that asks for the token after the last one of each row."""
     input_ids = _pad(rows)
     positions = [row * input_ids.shape[1] + len(ids) - 1 for row, ids in enumerate(rows)]
-    return Batch(torch.tensor(prefix, dtype=torch.long), input_ids, torch.tensor(positions), torch.empty(0, dtype=torch.long))
+    return Batch(torch.tensor(prefix, dtype=torch.long), input_ids, torch.tensor(positions), torch.empty(0, dtype=torch.long), torch.empty(0))
 
 
 def _pad(rows: Sequence[Sequence[int]]) -> Tensor:

@@ -58,7 +58,7 @@ def harvest_records(store: Store, feedback: Sequence[Feedback], records: pl.Data
     return Harvest(pl.DataFrame(rows, schema=Record.frame_schema()), tuple(weighed))
 
 
-def _record(prediction: Prediction, feedback: Feedback, label: str, supersedes: str) -> dict[str, str | int]:
+def _record(prediction: Prediction, feedback: Feedback, label: str, supersedes: str) -> dict[str, str | int | float]:
     source = f"prediction/{prediction.id}"
     document_id = content_id("doc", source, hashlib.sha256(prediction.text.encode()).hexdigest())
     return {
@@ -72,4 +72,6 @@ def _record(prediction: Prediction, feedback: Feedback, label: str, supersedes: 
         "origin": "feedback",
         "feedback_id": feedback.id,
         "supersedes": supersedes,
+        "block_ids": "",
+        "weight": 1.0,
     }

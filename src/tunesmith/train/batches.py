@@ -26,12 +26,14 @@ class Rows:
         prompts: per row, the token ids after the shared prefix and before the answer.
         answers: per row, the answer's token ids, the stop token last.
         excess: ids of the records whose text does not fit.
+        weights: per row, what it counts in the loss, in (0, 1].
     """
 
     record_ids: list[str]
     prompts: list[list[int]]
     answers: list[tuple[int, ...]]
     excess: list[str]
+    weights: list[float]
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -51,7 +53,7 @@ def encode_rows(records: pl.DataFrame, prompt: Prompt, section: TrainSection) ->
     """Tokenise the train split.
 
     Args:
-        records: Frame of records; its columns id, text and label are read.
+        records: Frame of records; its columns id, text, label and weight are read.
         prompt: The task's prompts.
         section: Says what happens to texts that do not fit.
 
@@ -59,7 +61,7 @@ def encode_rows(records: pl.DataFrame, prompt: Prompt, section: TrainSection) ->
         DataError: there is nothing to train on, or texts do not fit and the strategy is `raise`.
     """
     texts = prompt.encode(records["text"].to_list())
-    rows = Rows([], [], [], [record for record, ids in zip(records["id"], texts, strict=True) if len(ids) > prompt.text_budget])
+    rows = Rows([], [], [], [record for record, ids in zip(records["id"], texts, strict=True) if len(ids) > prompt.text_budget], [])
     if rows.excess and section.excess_length_strategy == "raise":
         raise DataError(
             f"Every record must fit train.max_length = {section.max_length} tokens, which leaves {prompt.text_budget} for the text. "
@@ -67,7 +69,7 @@ def encode_rows(records: pl.DataFrame, prompt: Prompt, section: TrainSection) ->
             hint="Set train.excess_length_strategy to truncate, split or drop, or raise train.max_length.",
         )
     answer_of = dict(zip(prompt.task.names, prompt.answers, strict=True))
-    for record, label, ids in zip(records["id"], records["label"], texts, strict=True):
+    for record, label, weight, ids in zip(records["id"], records["label"], records["weight"], texts, strict=True):
         fits = len(ids) <= prompt.text_budget
         if not fits and section.excess_length_strategy == "drop":
             continue
@@ -76,6 +78,7 @@ def encode_rows(records: pl.DataFrame, prompt: Prompt, section: TrainSection) ->
             rows.record_ids.append(record)
             rows.prompts.append(piece + prompt.suffix)
             rows.answers.append(answer_of[label])
+            rows.weights.append(weight)
     if not rows.prompts:
         raise DataError("The train split must hold at least one record that fits. Received none.", hint="tunesmith plan")
     return rows
@@ -83,18 +86,18 @@ def encode_rows(records: pl.DataFrame, prompt: Prompt, section: TrainSection) ->
 
 @dataclass(frozen=True)
 class Step:
-    """One forward pass: the rows it reads and the supervised tokens of the whole optimizer step it belongs to."""
+    """One forward pass: the rows it reads, and the supervised tokens of the whole optimizer step it belongs to, each times its row's weight."""
 
     rows: list[int]
-    supervised_tokens: int
+    supervised_weight: float
 
 
 def schedule(rows: Rows, section: TrainSection) -> list[Step]:
     """Fix the order of every forward pass of a run.
 
     Returns:
-        n_steps * gradient_accumulation_steps entries. The loss of each is divided by the supervised tokens of its whole
-        step, so that accumulated gradients are exactly those of the full batch.
+        n_steps * gradient_accumulation_steps entries. The loss of each is divided by the weight of the supervised tokens
+        of its whole step, so that accumulated gradients are exactly those of the full batch.
     """
     accumulate = section.gradient_accumulation_steps
     groups: list[list[list[int]]] = []
@@ -104,7 +107,8 @@ def schedule(rows: Rows, section: TrainSection) -> list[Step]:
     if section.max_steps > 0:
         groups = groups[: section.max_steps]
     # An epoch's last group may be short, which would end a step early: its rows are spread over as many passes.
-    return [Step(batch, sum(len(rows.answers[row]) for part in group for row in part)) for group in groups for batch in _filled(group, accumulate)]
+    weight = [len(answer) * count for answer, count in zip(rows.answers, rows.weights, strict=True)]
+    return [Step(batch, sum(weight[row] for part in group for row in part)) for group in groups for batch in _filled(group, accumulate)]
 
 
 def _epoch(lengths: Sequence[int], section: TrainSection, *, seed: int) -> list[list[int]]:

@@ -1,7 +1,7 @@
 """Fits adapters on rows: transformers.Trainer with our batches, our loss and our forward pass.
 
-The loss is the cross-entropy of the answer's tokens, stop token included, summed and divided by their number in the whole
-step, so that accumulation changes nothing. Language-model logits are computed at those positions only. A killed run
+The loss is the cross-entropy of the answer's tokens, stop token included, times their record's weight, summed and divided by
+the weights in the whole step, so that accumulation changes nothing. Language-model logits are computed at those positions only. A killed run
 continues from its newest complete checkpoint to the same losses, bit for bit on the CPU: batches are fixed in advance and
 gradients of side-by-side passes are added in a fixed order.
 """
@@ -97,9 +97,10 @@ def with_adapters(model: Any, section: TrainSection) -> Any:
 
 
 def answer_loss(forward: Forward, batch: Batch) -> Tensor:
-    """Return the summed cross-entropy at a batch's supervised positions, in nats."""
+    """Return the weighted sum of the cross-entropy at a batch's supervised positions, in nats."""
     logits = forward.logits(batch)
-    return torch.nn.functional.cross_entropy(logits, batch.targets.to(logits.device), reduction="sum")
+    losses = torch.nn.functional.cross_entropy(logits, batch.targets.to(logits.device), reduction="none")
+    return losses @ batch.weights.to(logits.device)
 
 
 def fit(rows: Rows, prefix: Sequence[int], base: Path, model: ModelSection, section: TrainSection, folder: Path, report: Report) -> Fitted:
@@ -217,7 +218,7 @@ class _AnswerTrainer(Trainer):  # type: ignore[misc]
         step = inputs["step"]
         # Rows are sorted by length: dealing them out in turn gives every worker the same amount of work.
         parts = [step.rows[worker :: self._workers.n] for worker in range(self._workers.n)]
-        results = list(self._workers.map(lambda part: self._part(part, step.supervised_tokens), [part for part in parts if part]))
+        results = list(self._workers.map(lambda part: self._part(part, step.supervised_weight), [part for part in parts if part]))
         loss = torch.stack([part_loss for part_loss, _ in results]).sum() if results else torch.zeros(())
         if not torch.isfinite(loss):
             rows = ", ".join(sorted({self._rows.record_ids[row] for row in step.rows})[:5])
@@ -232,9 +233,11 @@ class _AnswerTrainer(Trainer):  # type: ignore[misc]
             trim_heap()
         return loss
 
-    def _part(self, part: Sequence[int], supervised_tokens: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        batch = training_batch(self._prefix, [self._rows.prompts[row] for row in part], [self._rows.answers[row] for row in part])
-        loss = answer_loss(self._forward, batch) / supervised_tokens
+    def _part(self, part: Sequence[int], supervised_weight: float) -> tuple[Tensor, tuple[Tensor, ...]]:
+        rows = self._rows
+        prompts, answers, weights = ([column[row] for row in part] for column in (rows.prompts, rows.answers, rows.weights))
+        batch = training_batch(self._prefix, prompts, answers, weights)  # type: ignore[arg-type]
+        loss = answer_loss(self._forward, batch) / supervised_weight
         return loss.detach(), torch.autograd.grad(loss, self._parameters)
 
 
