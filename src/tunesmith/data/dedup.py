@@ -1,48 +1,101 @@
-"""Which texts are the same, or nearly?
+"""Which texts are the same, or nearly, and which of them is kept?
 
-Three rules, from strict to loose:
+Rules, from strict to loose:
 
 - exact duplicates: equal text once runs of white space count as one space;
-- near duplicates: the Jaccard similarity of their sets of word 3-shingles reaches a threshold;
+- near duplicates: the Jaccard similarity of their sets of word 3-shingles reaches a threshold (`near_duplicates.py`);
+- semantic duplicates: the cosine of their embeddings does, and they share words (`semantic.py`);
 - same opening: their first words are equal, as in letters written from one template.
 
-Words are lower-cased runs of letters, digits and underscores; in a script without spaces a run is a whole clause, so
-that near duplicates are found only where clauses repeat. Exact duplicates are dropped here. Near duplicates and same
-openings are only told: `split.py` keeps them out of different splits. Everything depends on content, nothing on chance.
-
-Sources:
-    Broder 1997, On the Resemblance and Containment of Documents (shingles, MinHash);
-    Lee et al. 2021, Deduplicating Training Data Makes Language Models Better (MinHash, then verification).
+Duplicates are dropped best row first: a row goes when it is a duplicate of a better row that stays, so that each dropped
+row names a kept one that it was compared with, and chains of small changes do not swallow what differs at their ends.
+Which row is better is the `keep` rule's choice, then the text's, then the id's. Same openings are only told: `split.py`
+keeps them out of different splits. Everything depends on content, nothing on order or chance.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
 import re
 from collections.abc import Sequence
 from itertools import islice
+from typing import Literal, get_args
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from tunesmith.data.near_duplicates import PAIRS_SCHEMA as PAIRS_SCHEMA
+from tunesmith.data.near_duplicates import SHINGLE_WORDS, Sketches
+from tunesmith.data.near_duplicates import near_duplicate_pairs as near_duplicate_pairs
+from tunesmith.data.shingles import words as words
 from tunesmith.data.sifted import Sifted, as_dropped
+from tunesmith.errors import ConfigError
 
-PAIRS_SCHEMA: dict[str, type[pl.DataType]] = {"left": pl.Int64, "right": pl.Int64, "similarity": pl.Float64}
+Keep = Literal["newest", "longest", "most_reviewed"]
+_KEEP_COLUMNS: dict[str, str] = {"newest": "created_at", "longest": "text", "most_reviewed": "n_reviews"}
 
 _WORD = re.compile(r"\w+")
-_SHINGLE_WORDS = 3
-_MOST_HASHES = 128
-_MISS_RATE = 0.005  # of pairs exactly at the threshold; the more similar are missed less
-_LOWEST_PLANNED = 0.05  # below this threshold the signature would grow without bound
-_MOST_NEIGHBOURS = 16  # a text is compared with so many of its bucket, which keeps a bucket of equals linear
-_BLOCK = 1 << 16  # shingles hashed at once; fits the cache
 
 
-def words(text: str) -> list[str]:
-    """Return the normalised words of a text; a text without any is one word, so that equal texts stay equal."""
-    return _WORD.findall(text.lower()) or [text.strip()]
+def by_preference(rows: pl.DataFrame, keep: Keep) -> pl.DataFrame:
+    """Sort rows, the one to keep of any set of duplicates first.
+
+    Args:
+        rows: Columns `id` and `text`. `newest` needs `created_at` too, any type that sorts by time; `most_reviewed` needs
+            `n_reviews`, a number. Nulls come last.
+        keep: The rule. Equal rows stand by text, then by id, so that the order of the input changes nothing.
+
+    Raises:
+        ConfigError: the rule is unknown, or its column is missing.
+    """
+    if keep not in _KEEP_COLUMNS:
+        raise ConfigError(f"keep must be one of {', '.join(get_args(Keep))}. Received: {keep!r}.")
+    column = _KEEP_COLUMNS[keep]
+    if column not in rows.columns:
+        raise ConfigError(f"keep: {keep} needs the column {column!r}, which these rows lack.", hint="Set keep: longest, or give every source that column.")
+    value = pl.col(column).str.len_chars() if column == "text" else pl.col(column)
+    return rows.sort(value, "text", "id", descending=[True, False, False], nulls_last=True)
+
+
+def drop_near_duplicates(rows: pl.DataFrame, threshold: float, keep: Keep = "longest", previous: pl.DataFrame | None = None) -> Sifted:
+    """Drop each row that is a near duplicate of a better row that stays, as `near_duplicate`.
+
+    Of the pairs at the threshold fewer than 2 in 100 are missed, and fewer the more similar they are. Dropping again drops
+    nothing. Takes time linear in the number of words, whatever the texts.
+
+    Args:
+        rows: Columns `id`, `text`, what `keep` needs, and those of `Document` that there are. Ids are distinct.
+        threshold: Jaccard similarity of word 3-shingles, in (0, 1].
+        keep: Which row is better.
+        previous: Columns `id` and `text`. These stay whatever they are like, come before all rows, and are not in the result.
+
+    Returns:
+        Kept rows in the order of the input. Dropped rows name the most similar row that stays (`kept_id`) and the similarity.
+    """
+    ranked = by_preference(rows, keep)
+    fixed = ranked.select("id", "text").clear() if previous is None else previous.select("id", "text").sort("text", "id")
+    whole = pl.concat([fixed, ranked.select("id", "text")])
+    keeper, similarity = Sketches.of(whole["text"], threshold).keepers(threshold, len(fixed))
+    return sift(rows, whole["id"], keeper, similarity, "near_duplicate", "Jaccard similarity {} to {}")
+
+
+def sift(rows: pl.DataFrame, ids: pl.Series, keeper: NDArray[np.int64], similarity: NDArray[np.float64], reason: str, evidence: str) -> Sifted:
+    """Part rows by the decision of a tier.
+
+    Args:
+        rows: What to part, in the order that kept rows shall have.
+        ids: shape (n,). Ids of the ranked rows, of which `rows` are some.
+        keeper: shape (n,). Rank of the row that is kept in its place, or -1 for a row that stays.
+        similarity: shape (n,). Similarity to it.
+        reason: For the dropped table.
+        evidence: Format of one sentence, with places for similarity and kept id.
+    """
+    gone = np.flatnonzero(keeper >= 0)
+    marks = pl.DataFrame({"id": ids.gather(gone), "kept_id": ids.gather(keeper[gone]), "similarity": similarity[gone]})
+    # Rounded down, so that a similarity below the threshold never reads as the threshold.
+    shown = (pl.col("similarity") * 1000).floor() / 1000
+    dropped = rows.join(marks, on="id", maintain_order="left").with_columns(reason=pl.lit(reason), evidence=pl.format(evidence, shown, "kept_id"))
+    return Sifted(kept=rows.join(marks, on="id", how="anti", maintain_order="left"), dropped=as_dropped(dropped))
 
 
 def drop_exact_duplicates(documents: pl.DataFrame, previous: pl.DataFrame | None = None) -> Sifted:
@@ -72,36 +125,6 @@ def drop_exact_duplicates(documents: pl.DataFrame, previous: pl.DataFrame | None
     return Sifted(kept=marked.filter(~is_copy).drop("kept_id", "kept_label"), dropped=as_dropped(dropped))
 
 
-def near_duplicate_pairs(texts: Sequence[str], threshold: float) -> pl.DataFrame:
-    """Find pairs of texts whose word 3-shingles have a Jaccard similarity of at least the threshold.
-
-    MinHash signatures, cut into bands, propose candidates; each is verified on the exact sets, so that every pair
-    returned is right. Of the pairs at the threshold fewer than 2 in 100 are missed, and fewer the more similar they are.
-    In a set of more than 16 near-equal texts not every pair is listed, but enough to hold the set together: see
-    `clusters`. Below a threshold of 0.05 pairs are missed more often.
-
-    Args:
-        texts: The texts, n of them.
-        threshold: In (0, 1].
-
-    Returns:
-        Columns `left` < `right` (positions in `texts`) and `similarity` in [threshold, 1], sorted by position. Takes time
-        linear in the number of words, whatever the texts.
-    """
-    shingles = _shingles(texts)
-    bands, rows = _bands_and_rows(threshold)
-    signatures = _signatures(shingles, bands * rows).reshape(len(texts), bands, rows)
-    candidates = _candidates(signatures)
-    sets = {position: set(shingles[position].tolist()) for position in np.unique(candidates).tolist()}
-    found = []
-    for left, right in candidates.tolist():
-        common = len(sets[left] & sets[right])
-        similarity = common / (len(sets[left]) + len(sets[right]) - common)
-        if similarity >= threshold:
-            found.append((left, right, similarity))
-    return pl.DataFrame(found, schema=PAIRS_SCHEMA, orient="row")
-
-
 def same_opening_pairs(texts: Sequence[str], n_words: int) -> pl.DataFrame:
     """Pair each text with the first one that has the same `n_words` first words. Shorter texts have no opening.
 
@@ -125,8 +148,14 @@ def opening(text: str, n_words: int) -> str:
 
 def jaccard(left: str, right: str) -> float:
     """Return the exact similarity of two texts, in [0, 1], as `near_duplicate_pairs` measures it."""
-    a, b = (set(shingles.tolist()) for shingles in _shingles([left, right]))
+    a, b = (_shingles(text) for text in (left, right))
     return len(a & b) / len(a | b)
+
+
+def _shingles(text: str) -> set[tuple[str, ...]]:
+    found = words(text)
+    found += [""] * (SHINGLE_WORDS - len(found))
+    return set(zip(*(found[at:] for at in range(SHINGLE_WORDS)), strict=False))
 
 
 def clusters(n: int, pairs: pl.DataFrame) -> NDArray[np.int64]:
@@ -151,90 +180,3 @@ def clusters(n: int, pairs: pl.DataFrame) -> NDArray[np.int64]:
         low, high = sorted((root(left), root(right)))
         parent[high] = low
     return np.array([root(position) for position in range(n)], dtype=np.int64)
-
-
-class _WordHashes(dict[str, int]):
-    """Word -> 64 bits that depend on nothing but the word; each word is hashed once."""
-
-    def __missing__(self, word: str) -> int:
-        value = self[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
-        return value
-
-
-def _shingles(texts: Sequence[str]) -> list[NDArray[np.uint64]]:
-    """Return the sorted hashes of each text's distinct shingles; at least one a text, for short ones are padded."""
-    hashes = _WordHashes()
-    found = []
-    for text in texts:
-        codes = [hashes[word] for word in words(text)]
-        codes += [0] * (_SHINGLE_WORDS - len(codes))
-        word = np.array(codes, dtype=np.uint64)
-        mixed = word[:-2] * np.uint64(0x9E3779B97F4A7C15) + word[1:-1] * np.uint64(0xC2B2AE3D27D4EB4F) + word[2:] * np.uint64(0x165667B19E3779F9)
-        mixed ^= mixed >> np.uint64(29)
-        mixed *= np.uint64(0xBF58476D1CE4E5B9)
-        mixed ^= mixed >> np.uint64(32)
-        found.append(np.unique(mixed))
-    return found
-
-
-def _bands_and_rows(threshold: float) -> tuple[int, int]:
-    """Choose the longest bands that still miss few pairs: a pair of similarity s is missed with (1 - s**rows)**bands."""
-    planned = max(threshold, _LOWEST_PLANNED)
-    best = (0, 0)
-    for rows in range(1, _MOST_HASHES + 1):
-        hit = planned**rows
-        bands = 1 if hit == 1 else math.ceil(math.log(_MISS_RATE) / math.log1p(-hit))
-        if bands * rows > _MOST_HASHES:
-            break
-        best = (bands, rows)
-    return best
-
-
-def _signatures(shingles: list[NDArray[np.uint64]], n_hashes: int) -> NDArray[np.uint32]:
-    """Return the MinHash signatures, shape (n_texts, n_hashes): under each hash function the least value of a text."""
-    random = np.random.default_rng(0)  # fixed functions: the same texts give the same candidates
-    factors = random.integers(0, 1 << 32, n_hashes, dtype=np.uint32) | np.uint32(1)
-    offsets = random.integers(0, 1 << 32, n_hashes, dtype=np.uint32)
-    signatures = np.empty((len(shingles), n_hashes), dtype=np.uint32)
-    start = 0
-    while start < len(shingles):
-        stop, size = start, 0
-        while stop < len(shingles) and (size == 0 or size + len(shingles[stop]) <= _BLOCK):
-            size += len(shingles[stop])
-            stop += 1
-        block = shingles[start:stop]
-        values = (np.concatenate(block) >> np.uint64(32)).astype(np.uint32)
-        starts = np.cumsum([0, *map(len, block[:-1])])
-        for column, (factor, offset) in enumerate(zip(factors, offsets, strict=True)):
-            signatures[start:stop, column] = np.minimum.reduceat(values * factor + offset, starts)
-        start = stop
-    return signatures
-
-
-def _candidates(signatures: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """Pair texts that agree on a whole band.
-
-    Texts are sorted by band and then by the next band, which brings the most similar of a bucket together, and each is
-    paired with the few that follow it in its bucket.
-
-    Args:
-        signatures: shape (n_texts, bands, rows).
-
-    Returns:
-        Shape (n_pairs, 2): distinct, left < right, sorted.
-    """
-    n, bands, _ = signatures.shape
-    codes = np.zeros(0, dtype=np.int64)
-    keys = [np.unique(signatures[:, band], axis=0, return_inverse=True)[1].reshape(-1) for band in range(bands)] if n else []
-    for band, key in enumerate(keys):
-        order = np.lexsort((keys[(band + 1) % bands], key))
-        found = [codes]
-        for step in range(1, min(_MOST_NEIGHBOURS, n - 1) + 1):
-            first, second = order[:-step], order[step:]
-            same = key[first] == key[second]
-            if not same.any():
-                break
-            first, second = first[same], second[same]
-            found.append(np.minimum(first, second) * n + np.maximum(first, second))
-        codes = np.unique(np.concatenate(found))
-    return np.stack([codes // max(n, 1), codes % max(n, 1)], axis=1)
