@@ -44,6 +44,17 @@ def links_across(frame):
     return [(left, right) for left, right, _ in pairs.iter_rows() if names[left] != names[right]]
 
 
+@given(rows(), st.randoms(use_true_random=False), st.integers(1, 8))
+@settings(deadline=None, max_examples=60)
+def test_chunks_of_a_document_go_together_and_a_chunk_like_another_document_takes_its_own_along(found, shuffler, n_documents):
+    whole = without_copies(found)
+    names = [f"doc_{shuffler.randrange(n_documents)}" for _ in range(len(whole))]
+    sifted = split(whole.with_columns(document_id=pl.Series(names), source=pl.lit("a.csv")), SECTION)
+    assert same_rows(sifted, whole.with_columns(source=pl.lit("a.csv")))
+    assert sifted.kept.group_by("document_id").agg(pl.col("split").n_unique())["split"].to_list() == [1] * sifted.kept["document_id"].n_unique()
+    assert links_across(sifted.kept) == []
+
+
 @given(rows(), st.randoms(use_true_random=False))
 @settings(deadline=None, max_examples=60)
 def test_each_document_has_one_split_that_depends_on_content_only(found, shuffler):

@@ -75,7 +75,7 @@ def prepare_records(
         documents.append(read_documents(source, root))
 
     tell(len(names))
-    valid = validate(pl.concat(documents), labels, section)
+    valid = validate(as_rows(pl.concat(documents)), labels, section)
     valid_standing = drop_invalid(_as_documents(standing), labels, section)
     valid_judged = drop_invalid(_as_documents(judged), labels, section)
 
@@ -84,7 +84,7 @@ def prepare_records(
     corrected = pl.col("id").is_in(judged["supersedes"].implode())
     old = valid_standing.kept
     unique_judged = drop_exact_duplicates(valid_judged.kept, old.filter((pl.col("split") == "train") & ~corrected))
-    new = valid.kept.join(standing, left_on="id", right_on="document_id", how="anti")
+    new = valid.kept.join(standing, on="document_id", how="anti")
     unique_new = drop_exact_duplicates(new, pl.concat([old, unique_judged.kept]))
 
     tell(len(names) + 2)
@@ -110,32 +110,39 @@ def prepare_records(
 
 
 def make_records(documents: pl.DataFrame) -> pl.DataFrame:
-    """Make one record of each document.
+    """Make one record of each document, or of each chunk of one.
 
     Args:
-        documents: Columns of `Document` and `split`.
+        documents: Columns of `Document` and `split`; where a row is a chunk, also `document_id` and `block_ids`.
 
     Returns:
         A frame with the columns of `Record`, in the same order, of origin `source`.
     """
+    documents = as_rows(documents)
     ids = [content_id("rec", *row, "") for row in documents.select("id", "content_sha256", "label").iter_rows()]
     empty = pl.lit("")
     made = documents.select(
-        *("text", "label", "split", "source", "source_line"),
-        document_id="id",
+        *("text", "label", "split", "source", "source_line", "document_id", "block_ids"),
         weight=pl.col("confidence").clip(0.01),
         feedback_id=empty,
         supersedes=empty,
-        block_ids=empty,
         origin=pl.lit("source"),
     )
     return made.with_columns(id=pl.Series(ids, dtype=pl.String)).select(list(Record.frame_schema()))
 
 
+def as_rows(documents: pl.DataFrame) -> pl.DataFrame:
+    """Add the columns that tell a chunk's document and blocks, where a row is a whole document."""
+    missing = {name: expression for name, expression in (("document_id", pl.col("id")), ("block_ids", pl.lit(""))) if name not in documents.columns}
+    return documents.with_columns(**missing)
+
+
 def _as_documents(records: pl.DataFrame) -> pl.DataFrame:
     """Give records the columns of `Document`, and `split`, so that they pass the same steps. They keep their own ids."""
     digests = [hashlib.sha256(text.encode()).hexdigest() for text in records["text"]]
-    return records.with_columns(content_sha256=pl.Series(digests, dtype=pl.String), confidence="weight").select([*Document.frame_schema(), "split"])
+    return records.with_columns(content_sha256=pl.Series(digests, dtype=pl.String), confidence="weight").select(
+        [*Document.frame_schema(), "split", "document_id", "block_ids"]
+    )
 
 
 def _supersede(old: pl.DataFrame, judged: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:

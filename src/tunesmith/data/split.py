@@ -26,7 +26,7 @@ from tunesmith.data.settings import DataSection
 from tunesmith.data.sifted import Sifted, as_dropped, no_rows
 from tunesmith.entities import SPLITS, Split
 
-_ROWS = {"id": pl.String, "text": pl.String, "split": pl.String}
+_ROWS = {"id": pl.String, "document_id": pl.String, "text": pl.String, "split": pl.String}
 
 
 def split(documents: pl.DataFrame, section: DataSection, previous: pl.DataFrame | None = None) -> Sifted:
@@ -34,9 +34,10 @@ def split(documents: pl.DataFrame, section: DataSection, previous: pl.DataFrame 
 
     Args:
         documents: Columns of `Document`. A column `split` may pin rows to a split; where it is null or absent the shares
-            of the row's source decide.
+            of the row's source decide. A column `document_id` names the document that a chunk is of; chunks of one
+            document go together.
         section: Shares of the sources, the near-duplicate rules and `max_records`.
-        previous: Records of the earlier dataset version (columns `id`, `text`, `split`). They stay where they are and are
+        previous: Records of the earlier dataset version (columns `id`, `document_id`, `text`, `split`). They stay where they are and are
             not part of the result.
 
     Returns:
@@ -45,11 +46,13 @@ def split(documents: pl.DataFrame, section: DataSection, previous: pl.DataFrame 
     """
     if "split" not in documents.columns:
         documents = documents.with_columns(split=pl.lit(None, dtype=pl.String))
+    if "document_id" not in documents.columns:
+        documents = documents.with_columns(document_id="id")
     old = no_rows(_ROWS) if previous is None else previous.select(list(_ROWS))
     rows = pl.concat([old, documents.select(list(_ROWS))])
     texts = rows["text"].to_list()
     near = dedup.near_duplicate_pairs(texts, section.near_duplicate_threshold)
-    links = pl.concat([near, dedup.same_opening_pairs(texts, section.same_opening_words)])
+    links = pl.concat([near, dedup.same_opening_pairs(texts, section.same_opening_words), _same_document_pairs(rows["document_id"])])
     cluster = dedup.clusters(len(rows), links).tolist()
     placed = _place(old["split"].to_list(), list(_wishes(documents, section)), cluster)
 
@@ -78,6 +81,12 @@ def _wishes(documents: pl.DataFrame, section: DataSection) -> Iterator[_Wish]:
     for id_, source, pin, at in zip(documents["id"], documents["source"], documents["split"], hashes, strict=True):
         splits: Mapping[Split, float] = {pin: 1.0} if pin else shares[source]
         yield _Wish(_choose(splits, at), frozenset(splits), (len(splits) > 1, at, id_))
+
+
+def _same_document_pairs(document_ids: pl.Series) -> pl.DataFrame:
+    """Pair each chunk with the first one of its document; columns as in `dedup.near_duplicate_pairs`, `similarity` null."""
+    numbered = document_ids.to_frame("document_id").with_row_index("right").with_columns(left=pl.col("right").first().over("document_id"))
+    return numbered.filter(pl.col("left") != pl.col("right")).select("left", "right", similarity=None).cast(dedup.PAIRS_SCHEMA)
 
 
 def _uniform(part: int) -> pl.Expr:
@@ -135,6 +144,8 @@ def _explain(rows: pl.DataFrame, links: pl.DataFrame, cluster: list[int], n_old:
             how = f"Jaccard similarity {similarity:.2f} to"
         elif start and start == dedup.opening(texts[kept], section.same_opening_words):
             how = f"same first {section.same_opening_words} words as"
+        elif rows["document_id"][position] == rows["document_id"][kept]:
+            how = "same document as"
         else:
             how = "linked by texts in between to"
         reason = "bridges_splits" if kept < n_old else "near_duplicate_across_splits"
