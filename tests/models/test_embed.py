@@ -10,8 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel
+from transformers import BertModel
 
 from tunesmith.errors import BackendError, DataError, NotFoundError
 from tunesmith.models import embed
@@ -19,30 +18,6 @@ from tunesmith.models.embed import MINILM, MINILM_SHA256, Embedder
 
 WORDS = ["bank", "loan", "card", "the", "of", "mortgage", "late", "fee"]
 TEXTS = st.lists(st.lists(st.sampled_from([*WORDS, "unknown"]), max_size=20).map(" ".join), min_size=1, max_size=9)
-
-
-@pytest.fixture(scope="session")
-def encoder(tmp_path_factory):
-    """A folder with a BERT of random weights, 2 layers, width 32, at most 16 tokens."""
-    folder = tmp_path_factory.mktemp("encoder")
-    vocabulary = {token: number for number, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-    )
-    torch.manual_seed(0)
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 16}')
-    return folder
 
 
 @pytest.fixture(scope="session")

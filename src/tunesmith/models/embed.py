@@ -104,7 +104,19 @@ class Embedder:
         """
         first: dict[str, int] = {}
         positions = [first.setdefault(text, len(first)) for text in texts]
-        rows = self.token_ids(list(first))
+        return self._encode(self.token_ids(list(first)), progress)[positions]
+
+    def pieces(self) -> list[str]:
+        """Return the word pieces of the vocabulary, by id."""
+        ids = self._tokenizer.get_vocab()
+        return sorted(ids, key=ids.__getitem__)
+
+    def encode_pieces(self) -> NDArray[np.float32]:
+        """Return the embedding of each word piece of the vocabulary alone, shape (vocabulary, D), by its id."""
+        (before, after) = self._tokenizer.encode("").ids
+        return self._encode([[before, piece, after] for piece in range(self._tokenizer.get_vocab_size())], None)
+
+    def _encode(self, rows: list[list[int]], progress: Progress | None) -> NDArray[np.float32]:
         vectors = np.empty((len(rows), self.dimension), dtype=np.float32)
         batches = list(_batches(rows, self._encoder.pad_id))
         workers = min(n_workers(), max(len(batches), 1))
@@ -115,7 +127,7 @@ class Embedder:
                 done += len(chosen)
                 if progress:
                     progress(done, len(rows))
-        return vectors[positions]
+        return vectors
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, special ones included, cut to `max_length`."""
