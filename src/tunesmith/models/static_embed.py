@@ -1,9 +1,10 @@
 """Static sentence embeddings: a weighted mean of word-piece vectors, some fifty times faster than the model they come from.
 
 Each word piece of the vocabulary is encoded alone by an `Embedder`; the vectors are centred, reduced to their principal
-components, half whitened, and weighted by how rare a piece is (its rank stands for its frequency, by Zipf's law). A text is the mean of its pieces, so that
-word order is lost: good for finding copies among many texts, useless for telling outliers or shades of meaning. Made once for
-a model, in a minute at most, and kept in the cache folder.
+components, half whitened, and weighted by how rare a piece is (its rank stands for its frequency, by Zipf's law). A
+text is the mean of the pieces of its words, so that word order is lost: good for finding copies among many texts,
+useless for telling outliers or shades of meaning. Made once for a model, in a minute at most, and kept in the cache
+folder.
 
 Sources: Tulkens and van Dongen 2024 (Model2Vec); Arora et al. 2017, A Simple but Tough-to-Beat Baseline (smooth inverse frequency).
 """
@@ -11,7 +12,9 @@ Sources: Tulkens and van Dongen 2024 (Model2Vec); Arora et al. 2017, A Simple bu
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -26,6 +29,8 @@ from tunesmith.models.embed import MINILM, Embedder, Progress
 _DIMENSION = 256
 _SMOOTHING = 3e-6  # of the inverse frequency; chosen, with the half whitening, on short against long package descriptions
 _BLOCK = 8192
+_MOST_WORDS = 200_000  # remembered; 1 KB each
+_WORD = re.compile(r"\w+")
 _FORMAT = 1  # of the cached table; bump when the distillation changes
 
 
@@ -51,19 +56,34 @@ class StaticEmbedder:
         self.dimension = int(self._table.shape[1])
 
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
-        """Return the embeddings of texts: shape (n, D), rows of length 1, or 0 where a text has no word piece.
+        """Return the embeddings of texts: shape (n, D), rows of length 1, or 0 where a text is empty.
 
-        A vector depends on its text alone. Only the beginning of a text is read, as by `Embedder`.
+        A vector depends on its text alone, all of which is read. Of a text with words only they count, else all that is there.
         """
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
+        numbers: dict[str, int] = {}  # of the words seen, each of which is cut into pieces once
+        table = torch.empty(0, self.dimension)
         for at in range(0, len(texts), _BLOCK):
-            rows = [ids[1:-1] for ids in self._embedder.token_ids(texts[at : at + _BLOCK])]  # without the special pieces
-            offsets = torch.from_numpy(np.cumsum([0, *map(len, rows)]))[:-1]
-            flat = torch.tensor([piece for row in rows for piece in row], dtype=torch.long)
-            vectors[at : at + len(rows)] = normalize(embedding_bag(flat, self._table, offsets, mode="sum")).numpy()
+            if len(numbers) > _MOST_WORDS:
+                numbers, table = {}, table[:0]
+            n_known = len(numbers)
+            rows = []
+            for text in texts[at : at + _BLOCK]:
+                lower = text.lower()
+                rows.append([numbers.setdefault(word, len(numbers)) for word in _WORD.findall(lower) or lower.split()])
+            new = list(numbers)[n_known:]
+            table = torch.cat([table, _sums([ids[1:-1] for ids in self._embedder.token_ids(new)], self._table)])
+            vectors[at : at + len(rows)] = normalize(_sums(rows, table)).numpy()
             if progress:
                 progress(at + len(rows), len(texts))
         return vectors
+
+
+def _sums(rows: list[list[int]], table: torch.Tensor) -> torch.Tensor:
+    """Return the sum of the table's rows that each list names."""
+    flat = torch.from_numpy(np.fromiter(chain.from_iterable(rows), dtype=np.int64))
+    offsets = torch.from_numpy(np.cumsum([0, *map(len, rows)], dtype=np.int64))[:-1]
+    return embedding_bag(flat, table, offsets, mode="sum") if len(flat) else torch.zeros(len(rows), table.shape[1])
 
 
 def _cached_table(embedder: Embedder) -> NDArray[np.float32]:
