@@ -19,6 +19,11 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "platt": "tunesmith.evaluate.calibration:Platt",
         "none": "tunesmith.evaluate.calibration:Uncalibrated",
     },
+    "ocr": {
+        "tesseract": "tunesmith.data.ocr:Tesseract",
+        "rapidocr": "tunesmith.data.ocr:RapidOcr",
+        "http": "tunesmith.data.ocr:HttpOcr",
+    },
 }
 
 

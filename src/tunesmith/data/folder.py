@@ -1,0 +1,194 @@
+"""A folder of files at any address -> documents, blocks, pages, and the files that were refused.
+
+Addresses are those of fsspec: a local path, `s3://bucket/folder`, `memory://folder`, with whatever packages and credentials
+fsspec needs for them. Files are read in processes with limits (`parse_worker.py`), several side by side; the outcome is in
+the order of the addresses and the same however many there are. Hidden files and folders (a leading dot) are left out, as
+shells do; every other file is in exactly one of documents and dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import polars as pl
+
+from tunesmith.data.blocks import block_frame, block_schema
+from tunesmith.data.documents import ReadDocument, Refused
+from tunesmith.data.ocr import load_ocr
+from tunesmith.data.parse_worker import ParseWorker
+from tunesmith.data.settings import OcrSection
+from tunesmith.data.sifted import DROPPED_SCHEMA, as_dropped
+from tunesmith.entities import content_id
+from tunesmith.errors import BackendError, DataError, MissingExtraError, NotFoundError
+
+DOCUMENT_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "id": pl.String,
+    "source": pl.String,  # address relative to the project, or the whole one
+    "content_sha256": pl.String,  # of the file's bytes
+    "format": pl.String,
+    "n_pages": pl.Int64,
+    "text": pl.String,  # its blocks joined, as blocks.text_of does
+    "confidence": pl.Float64,  # of the OCR, in [0, 1]; 1.0 without
+}
+"""Column -> type of the documents of a folder."""
+
+PAGE_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "document_id": pl.String,
+    "page": pl.Int64,  # from 1
+    "width": pl.Float64,  # in points, upright; 0 where the format has no pages
+    "height": pl.Float64,
+    "is_scan": pl.Boolean,  # whether the OCR read it
+    "quarters": pl.Int64,  # quarter turns counterclockwise that made it upright
+    "lean": pl.Float64,  # degrees counterclockwise that it was turned further
+}
+"""Column -> type of the pages of a folder's documents."""
+
+
+@dataclass(frozen=True)
+class ReadFolder:
+    """What a folder held; each file is in one of `documents` and `dropped`.
+
+    Attributes:
+        documents: Columns of `DOCUMENT_SCHEMA`, by source.
+        blocks: Columns of `blocks.block_schema()`, by source and position.
+        pages: Columns of `PAGE_SCHEMA`, by source and page.
+        dropped: Columns of `DROPPED_SCHEMA`, by source.
+    """
+
+    documents: pl.DataFrame
+    blocks: pl.DataFrame
+    pages: pl.DataFrame
+    dropped: pl.DataFrame
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with the address of a file that is done, how many are done and how many there are."""
+
+
+def read_folder(address: str, section: OcrSection, *, root: Path | None = None, pattern: str = "**", progress: Progress | None = None) -> ReadFolder:
+    """Read all files of a folder.
+
+    Args:
+        address: A path, relative to `root`, or an address that fsspec knows. A single file is a folder of one.
+        section: The OCR, and the limits for each file.
+        root: Folder of the project; documents of local files are named relative to it.
+        pattern: Glob below the address; `**` crosses folders.
+        progress: Told about each file when it is done.
+
+    Returns:
+        Documents, their blocks and pages, and the files refused, each with reason and evidence.
+
+    Raises:
+        NotFoundError: there is nothing at the address.
+        DataError: the address cannot be read.
+        ConfigError: the OCR engine is unknown or lacks a setting.
+        BackendError: the OCR failed, or is not installed.
+        MissingExtraError: a package is not installed.
+    """
+    load_ocr(section)  # says what is missing before the first process starts
+    system, paths, named = _files(address, root, pattern)
+    outcomes: list[ReadDocument | Refused] = []
+    n_workers = section.n_workers or max(1, (os.cpu_count() or 2) // 2)
+    for done, outcome in enumerate(_read_all(system, paths, named, section, min(n_workers, len(paths))), start=1):
+        outcomes.append(outcome)
+        if progress:
+            progress(outcome.name, done, len(paths))
+    return _frames(outcomes)
+
+
+def _files(address: str, root: Path | None, pattern: str) -> tuple[Any, list[str], list[str]]:
+    """Return the file system, the paths in it, and what the documents are called, in order of the latter."""
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError:
+        raise MissingExtraError("fsspec", "documents") from None
+    is_local = "://" not in address
+    base = (root or Path()).resolve()
+    try:
+        system, start = url_to_fs(str(base / address) if is_local else address)
+        if not system.exists(start):
+            raise NotFoundError(f"{address}: nothing is there{f', in {base}' if is_local else ''}.", hint="tunesmith config explain data.sources")
+        found = [start] if system.isfile(start) else [path for path in system.glob(f"{start.rstrip('/')}/{pattern}") if system.isfile(path)]
+    except NotFoundError:
+        raise
+    except ImportError as error:
+        raise MissingExtraError(str(getattr(error, "name", "") or error).split()[-1], "documents") from None
+    except Exception as error:  # noqa: BLE001, RUF100 - each file system has errors of its own
+        raise DataError(f"{address}: must be an address that can be read. Received: {type(error).__name__}: {str(error)[:200]}.") from None
+    rows = []
+    for path in found:
+        below = path[len(start) :].strip("/")
+        if any(part.startswith(".") for part in below.split("/")):
+            continue
+        named = Path(os.path.relpath(path, base)).as_posix() if is_local else system.unstrip_protocol(path)
+        rows.append((named, path))
+    if not rows:
+        raise NotFoundError(f"{address}: no file is there that matches {pattern!r}.", hint="tunesmith config explain data.sources")
+    rows.sort()
+    return system, [path for _, path in rows], [named for named, _ in rows]
+
+
+def _read_all(system: Any, paths: list[str], names: list[str], section: OcrSection, n_workers: int) -> Iterator[ReadDocument | Refused]:
+    """Yield the outcomes in order. A worker is lent to one thread at a time; few files are in memory at once."""
+    idle: SimpleQueue[ParseWorker] = SimpleQueue()
+    workers = [ParseWorker(section) for _ in range(n_workers)]
+    for worker in workers:
+        idle.put(worker)
+
+    def read(path: str, name: str) -> ReadDocument | Refused:
+        worker = idle.get()
+        try:
+            return _read_one(system, path, name, section, worker)
+        finally:
+            idle.put(worker)
+
+    with ThreadPoolExecutor(n_workers) as pool:
+        try:
+            yield from pool.map(read, paths, names)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            for worker in workers:
+                worker.close()
+
+
+def _read_one(system: Any, path: str, name: str, section: OcrSection, worker: ParseWorker) -> ReadDocument | Refused:
+    most = section.max_file_mib * 2**20
+    try:
+        size = int(system.size(path) or 0)
+        if size > most:
+            evidence = f"{size:,} bytes; data.ocr.max_file_mib is {section.max_file_mib}."
+            return Refused(name, hashlib.sha256(f"{size} bytes".encode()).hexdigest(), "too_large", evidence)
+        raw: bytes = system.cat_file(path)
+    except FileNotFoundError as error:
+        raise BackendError(f"{name}: must stay while it is read. Received: {error}.") from None
+    except Exception as error:  # noqa: BLE001, RUF100 - each file system has errors of its own
+        raise BackendError(f"{name}: cannot be fetched. Received: {type(error).__name__}: {str(error)[:200]}.") from None
+    return worker.read(raw, name, hashlib.sha256(raw).hexdigest())
+
+
+def _frames(outcomes: list[ReadDocument | Refused]) -> ReadFolder:
+    documents, blocks, pages, dropped = [], [], [], []
+    for outcome in outcomes:
+        made = content_id("doc", outcome.name, outcome.content_sha256)
+        if isinstance(outcome, Refused):
+            dropped.append({
+                "id": made, "source": outcome.name, "source_line": 1, "content_sha256": outcome.content_sha256, "text": "", "label": "",
+                "reason": outcome.reason, "evidence": outcome.evidence,
+            })  # fmt: skip
+            continue
+        documents.append((made, outcome.name, outcome.content_sha256, outcome.format, len(outcome.pages), outcome.text, outcome.confidence))
+        blocks.append(block_frame(made, outcome.blocks))
+        pages += [(made, *page) for page in outcome.pages]
+    return ReadFolder(
+        documents=pl.DataFrame(documents, schema=DOCUMENT_SCHEMA, orient="row"),
+        blocks=pl.concat(blocks) if blocks else pl.DataFrame(schema=block_schema()),
+        pages=pl.DataFrame(pages, schema=PAGE_SCHEMA, orient="row"),
+        dropped=as_dropped(pl.DataFrame(dropped)) if dropped else pl.DataFrame(schema=DROPPED_SCHEMA),
+    )
