@@ -20,7 +20,7 @@ from sqlalchemy.pool import NullPool
 from tunesmith.entities import NOUNS, Feedback, Noun, Prediction, utc_now
 from tunesmith.errors import BackendError, DataError, NotFoundError
 
-SCHEMA_VERSION = "0001"
+SCHEMA_VERSION = "0002"
 
 NounT = TypeVar("NounT", bound=Noun)
 
@@ -53,7 +53,8 @@ class Store:
         self._noun, self._parent = tables.tables["noun"], tables.tables["parent"]
         self._prediction, self._feedback = tables.tables["prediction"], tables.tables["feedback"]
         self._skipped, self._alias, self._look = tables.tables["skipped_review"], tables.tables["alias"], tables.tables["gate_look"]
-        for table, column in ((self._noun, "body"), (self._prediction, "scores"), (self._feedback, "value"), (self._look, "verdict")):
+        self._item, self._item_label = tables.tables["review_item"], tables.tables["review_label"]
+        for table, column in ((self._item, "evidence"), (self._noun, "body"), (self._prediction, "scores"), (self._feedback, "value"), (self._look, "verdict")):
             table.c[column].type = sa.JSON()
 
     @classmethod
@@ -187,6 +188,41 @@ class Store:
         """Leave a prediction out of the review queue."""
         with self._writer.begin() as connection:
             self._insert_new(connection, self._skipped, {"prediction_id": prediction_id, "actor": actor, "created_at": utc_now()}, "prediction_id")
+
+    # Review items, which ask about a record or a document
+
+    def put_review_items(self, rows: Iterable[dict[str, Any]]) -> int:
+        """Store review items, columns of the table `review_item`; those that exist already are left as they are. Returns how many were new."""
+        with self._writer.begin() as connection:
+            return sum(self._insert_new(connection, self._item, row, "id") for row in rows)
+
+    def review_items(self) -> list[dict[str, Any]]:
+        """Return all review items, the highest score first."""
+        query = sa.select(self._item).order_by(self._item.c.score.desc(), self._item.c.id)
+        with self._engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def put_review_labels(self, rows: Iterable[dict[str, Any]]) -> int:
+        """Store what reviewers said, columns of the table `review_label`, all or nothing.
+
+        A label that repeats the last one of its reviewer for its item is left out, so that a file can be imported again.
+
+        Returns:
+            How many were new.
+        """
+        added = 0
+        with self._writer.begin() as connection:
+            for row in rows:
+                of = sa.select(self._item_label.c.label).where(self._item_label.c.item_id == row["item_id"], self._item_label.c.reviewer == row["reviewer"])
+                if connection.execute(of.order_by(self._item_label.c.labelled_at.desc()).limit(1)).scalar() != row["label"]:
+                    added += self._insert_new(connection, self._item_label, row, "item_id", "reviewer", "labelled_at")
+        return added
+
+    def review_labels(self) -> list[dict[str, Any]]:
+        """Return what reviewers said about review items, oldest first."""
+        query = sa.select(self._item_label).order_by(self._item_label.c.labelled_at, self._item_label.c.item_id, self._item_label.c.reviewer)
+        with self._engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
 
     # Aliases and the gate
 
