@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows import COLUMNS, FOUR, prose, record, records, section
 
-from tunesmith.data.prepare import make_records, prepare_records
+from tunesmith.data.prepare import STEPS, make_records, prepare_records
 from tunesmith.data.read import read_documents
 from tunesmith.data.settings import Source
 from tunesmith.data.sifted import DROPPED_SCHEMA, count_reasons
@@ -40,11 +40,25 @@ def test_kept_records_and_dropped_rows_are_the_documents(complaints):
     assert sifted.kept.schema == pl.Schema(Record.frame_schema())
     assert sifted.dropped.schema == pl.Schema(DROPPED_SCHEMA)
     assert sorted([*sifted.kept["document_id"], *sifted.dropped["id"]]) == sorted(whole["id"])
-    assert count_reasons(sifted.dropped) == {"unknown_label": 25}
+    assert count_reasons(sifted.dropped) == {"unknown_label": 25, "near_duplicate": 6}
     assert sifted.kept["id"].is_sorted()
     assert set(sifted.kept["split"]) == set(SPLITS)
-    assert [step for _, step, _ in seen] == [0, 1, 2, 3, 4]
-    assert {total for _, _, total in seen} == {4}
+    assert seen == [("read complaints.csv", 0, 1), *((what, step, 5) for step, what in enumerate((*STEPS[1:], "records ready"), start=1))]
+
+
+def test_copies_inside_a_split_go_and_what_stood_or_was_judged_stays(project):
+    folder, first = project
+    known = first.filter(split="train").row(0, named=True)
+    write(folder, [(known["text"] + " v1", known["label"])], "b.csv")
+    sources = [{"path": "a.csv", "splits": FOUR}, {"path": "b.csv", "splits": {"train": 1}}]
+    judged = records(judge(known["text"] + " v2", number=2))
+    second = prepare_records(section(sources=sources), LABELS, folder, first, judged)
+    assert set(second.kept["id"]) == {*first["id"], judged["id"][0]}
+    (dropped,) = second.dropped.select("reason", "kept_id").rows()
+    assert dropped[0] == "near_duplicate"
+    assert dropped[1] in {known["id"], judged["id"][0]}
+    every = prepare_records(section(sources=sources, dedup={"near": False}), LABELS, folder, first, judged)
+    assert len(every.kept) == len(second.kept) + 1
 
 
 def test_it_is_deterministic_and_previous_records_stay(project):

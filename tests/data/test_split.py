@@ -9,7 +9,7 @@ from rows import FOUR, documents, prose, record, records, same_rows, section
 from tunesmith.data.dedup import drop_exact_duplicates, near_duplicate_pairs, same_opening_pairs
 from tunesmith.data.prepare import make_records
 from tunesmith.data.sifted import count_reasons
-from tunesmith.data.split import split
+from tunesmith.data.split import cap, split
 from tunesmith.entities import SPLITS
 
 SOURCES = {"train.csv": {"train": 1}, "test.csv": {"validation": 1, "calibration": 1, "test": 2}, "a.csv": FOUR}
@@ -142,10 +142,10 @@ def test_a_link_through_a_third_text_says_so():
 
 
 def test_raising_max_records_only_adds():
-    whole = documents(*(("a.csv", prose(number, 5)) for number in range(200)))
+    whole = split(documents(*(("a.csv", prose(number, 5)) for number in range(200))), section()).kept
     kept = []
     for limit in (5, 20, 1000):
-        sifted = split(whole, section(max_records={"train": limit, "test": 3}))
+        sifted = cap(whole, whole.clear(), section(max_records={"train": limit, "test": 3}))
         assert same_rows(sifted, whole)
         kept.append(set(sifted.kept.filter(split="train")["id"]))
         assert len(sifted.kept.filter(split="test")) == 3
@@ -154,13 +154,8 @@ def test_raising_max_records_only_adds():
     assert kept[0] < kept[1] < kept[2]
 
 
-def test_old_and_pinned_rows_are_never_over_max_records():
-    old = records(*(record(prose(number, 5), number=number) for number in range(4)))
-    pinned = documents(("feedback", prose(10, 5))).with_columns(split=pl.lit("train"))
-    whole = pl.concat([pinned, documents(*(("train.csv", prose(number, 5)) for number in range(20, 30)))], how="diagonal")
-    sifted = split(whole, section(sources=[{"path": path, "splits": splits} for path, splits in SOURCES.items()], max_records={"train": 6}), old)
-    assert len(sifted.kept) == 2
-    assert pinned["id"][0] in sifted.kept["id"]
-    assert split(whole, section(sources=[{"path": "train.csv", "splits": FOUR}], max_records={"train": 1}), old).kept.filter(split="train")["id"].to_list() == [
-        pinned["id"][0]
-    ]
+def test_rows_that_stay_count_and_are_not_among_the_left_out():
+    whole = documents(*(("train.csv", prose(number, 5)) for number in range(20, 30))).with_columns(split=pl.lit("train"))
+    stays = records(*(record(prose(number, 5), number=number) for number in range(4)))
+    assert len(cap(whole, stays, section(max_records={"train": 6})).kept) == 2
+    assert cap(whole, stays, section(max_records={"train": 1})).kept.is_empty()

@@ -2,7 +2,9 @@
 
     datasets/dsv_.../records.parquet    columns of Record, sorted by id
                      dropped.parquet    columns of DROPPED_SCHEMA: what was not used, and why
-                     manifest.json      id, parent, reason, settings, counts, SHA-256 of both files
+                     blocks.parquet     blocks and pages of the documents that were read from folders, where there are any
+                     pages.parquet
+                     manifest.json      id, parent, reason, settings, counts, SHA-256 of the other files
 
 The folder appears whole or not at all: it is written beside its place, flushed to disk and renamed. Then its row goes to
 the store, which decides; then DVC and git follow (`versioning.py`). A kill in between is repaired by the next run, which
@@ -15,11 +17,13 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from tunesmith.data.blocks import block_schema
 from tunesmith.data.sifted import DROPPED_SCHEMA, count_reasons
 from tunesmith.data.versioning import version_with_dvc
 from tunesmith.entities import SPLITS, DatasetVersion, Noun, Record, content_id, utc_now
@@ -46,6 +50,8 @@ def freeze(
     *,
     inputs: str = "",
     feedback: tuple[str, ...] = (),
+    facts: Mapping[str, Any] | None = None,
+    extra: Mapping[str, pl.DataFrame | str] | None = None,
 ) -> DatasetVersion:
     """Write a dataset version, or return the one that these inputs made before.
 
@@ -62,6 +68,8 @@ def freeze(
         dvc: Whether to version the folder with DVC and git.
         inputs: Hash of the sources and settings, by which unchanged ones are recognised.
         feedback: Ids of the judgements that were taken in.
+        facts: What else the manifest shall say; anything JSON can hold.
+        extra: Name of a further file -> its frame or text; empty frames are left out.
 
     Raises:
         DataError: the folder of a version in the store was lost or changed, and this release of Polars writes other bytes.
@@ -73,10 +81,11 @@ def freeze(
     folder = root / FOLDER / version_id
     stored = store.find(DatasetVersion, version_id)
     if not _is_whole(folder):
-        facts: dict[str, Any] = {"id": version_id, "project": project, "parent": parent_id, "reason": reason, "labels": labels}
-        facts |= {"settings": settings, "inputs": inputs, "feedback": feedback}
+        known: dict[str, Any] = {"id": version_id, "project": project, "parent": parent_id, "reason": reason, "labels": labels}
+        known |= {"settings": settings, "inputs": inputs, "feedback": feedback}
         created_at = stored.created_at if stored else utc_now()
-        _write(folder, records, dropped.select(list(DROPPED_SCHEMA)), {**facts, "step_version": STEP_VERSION, "created_at": created_at})
+        files = {"records.parquet": records, "dropped.parquet": dropped.select(list(DROPPED_SCHEMA)), **(extra or {})}
+        _write(folder, files, {**known, **(facts or {}), "step_version": STEP_VERSION, "created_at": created_at})
     version = _version(folder)
     if stored and stored.sha256 != version.sha256:
         raise DataError(f"{version.path}/records.parquet must have the SHA-256 {stored.sha256}. Received: {version.sha256}.", hint=_repair(root, stored))
@@ -84,6 +93,22 @@ def freeze(
     if dvc:
         version_with_dvc(root, version, reason)
     return version
+
+
+def adopt(root: Path, paths: Sequence[str], store: Store) -> list[DatasetVersion]:
+    """Enter versions whose folders are on disk into a store that lacks them, as after a clone; return them, oldest first.
+
+    Raises:
+        DataError: a folder is not whole, or not what its manifest says.
+    """
+    for path in paths:
+        if not _is_whole(root / path):
+            raise DataError(
+                f"{path}: must be a dataset version, whole and as it was frozen. Received: files that are missing or changed.", hint="tunesmith data pull"
+            )
+    versions = sorted((_version(root / path) for path in paths), key=lambda version: (version.created_at, version.id))
+    store.put(*versions)
+    return versions
 
 
 def read_records(root: Path, version: DatasetVersion) -> pl.DataFrame:
@@ -101,10 +126,7 @@ def read_dropped(root: Path, version: DatasetVersion) -> pl.DataFrame:
     Raises:
         DataError: a file of the version is missing, or its bytes are not those that were frozen.
     """
-    manifest = root / version.path / "manifest.json"
-    if not manifest.exists():
-        raise DataError(f"{version.path}/manifest.json is missing.", hint=_repair(root, version))
-    return _read(root, version, "dropped.parquet", json.loads(manifest.read_text(encoding="utf-8"))["files"]["dropped.parquet"])
+    return _read(root, version, "dropped.parquet", _manifest(root, version)["files"]["dropped.parquet"])
 
 
 def _read(root: Path, version: DatasetVersion, name: str, sha256: str) -> pl.DataFrame:
@@ -119,6 +141,24 @@ def _read(root: Path, version: DatasetVersion, name: str, sha256: str) -> pl.Dat
     return pl.read_parquet(path)
 
 
+def read_blocks(root: Path, version: DatasetVersion) -> pl.DataFrame:
+    """Return the blocks of the documents that a version was read from, columns of `block_schema()`; none where all sources were rows.
+
+    Raises:
+        DataError: the file is there no more, or its bytes are not those that were frozen.
+    """
+    sha256 = _manifest(root, version)["files"].get("blocks.parquet")
+    return _read(root, version, "blocks.parquet", sha256) if sha256 else pl.DataFrame(schema=block_schema())
+
+
+def _manifest(root: Path, version: DatasetVersion) -> dict[str, Any]:
+    path = root / version.path / "manifest.json"
+    if not path.exists():
+        raise DataError(f"{version.path}/manifest.json is missing.", hint=_repair(root, version))
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
 def _with_defaults(frame: pl.DataFrame, noun: type[Noun]) -> pl.DataFrame:
     """Add the columns that the noun had not when the frame was frozen."""
     missing = [pl.lit(field.default).alias(name) for name, field in noun.model_fields.items() if name not in frame.columns and not field.is_required()]
@@ -130,18 +170,22 @@ def _repair(root: Path, version: DatasetVersion) -> str:
     return f"dvc checkout --force {pointer}" if (root / pointer).exists() else "tunesmith prepare"
 
 
-def _write(folder: Path, records: pl.DataFrame, dropped: pl.DataFrame, facts: dict[str, Any]) -> None:
+def _write(folder: Path, files: Mapping[str, pl.DataFrame | str], facts: dict[str, Any]) -> None:
     part = folder.with_name(f".{folder.name}.part")  # a fixed name, so that what a killed run left is replaced
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    files = {"records.parquet": records, "dropped.parquet": dropped}
-    for name, frame in files.items():
-        frame.write_parquet(part / name)
+    frames = {name: frame for name, frame in files.items() if isinstance(frame, pl.DataFrame)}
+    for name, content in files.items():
+        if isinstance(content, str):
+            (part / name).write_text(content, encoding="utf-8")
+        elif len(content) or name in ("records.parquet", "dropped.parquet"):
+            content.write_parquet(part / name)
+    records, dropped = frames["records.parquet"], frames["dropped.parquet"]
     manifest = {
         **facts,
         "rows": {split: len(records.filter(split=split)) for split in SPLITS},
         "dropped": count_reasons(dropped),
-        "files": {name: _sha256(part / name) for name in files},
+        "files": {path.name: _sha256(path) for path in sorted(part.iterdir())},
     }
     (part / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for path in (*part.iterdir(), part):

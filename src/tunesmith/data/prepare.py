@@ -1,6 +1,6 @@
 """Sources, the records of the parent version and new judgements -> the records of the next dataset version.
 
-    read -> validate -> exact duplicates -> split -> records
+    read -> redact -> validate -> exact duplicates -> split -> near and semantic duplicates -> records
 
 Records of the parent version stand: they keep their split, and win over any new copy of them, even when their row has
 left its source. Three things remove one: it breaks a rule of today (say, its label is gone from the task), a judgement
@@ -10,23 +10,52 @@ nearly is, in another split would turn the frozen splits into training data, and
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from tunesmith.data.dedup import drop_exact_duplicates
-from tunesmith.data.read import address, read_documents
+from tunesmith.data.checks import Report, check_records
+from tunesmith.data.dedup import drop_exact_duplicates, drop_near_duplicates
+from tunesmith.data.redact import Vault, read_key, redact
+from tunesmith.data.semantic import drop_semantic_duplicates
 from tunesmith.data.settings import DataSection
-from tunesmith.data.sifted import Sifted, as_dropped, count_reasons, no_rows
-from tunesmith.data.split import split
+from tunesmith.data.sifted import DROPPED_SCHEMA, Sifted, as_dropped, count_reasons, no_rows
+from tunesmith.data.sources import ROW_SCHEMA, Gathered, Tools, as_rows, gather
+from tunesmith.data.split import cap, split
 from tunesmith.data.validate import drop_invalid, validate
-from tunesmith.entities import SPLITS, Document, Record, content_id
-from tunesmith.errors import DataError
+from tunesmith.data.withdrawn import Withdrawal, drop_withdrawn
+from tunesmith.entities import SPLITS, Record, content_id
+from tunesmith.errors import ConfigError, DataError
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many steps are done and how many there are."""
+
+STEPS = ("read", "validate", "drop exact duplicates", "split", "drop near duplicates")
+
+
+@dataclass(frozen=True)
+class Prepared(Sifted):
+    """What `prepare_records` makes.
+
+    Attributes:
+        kept: Columns of `Record`, sorted by id.
+        dropped: Columns of `DROPPED_SCHEMA`: every document read, and every record passed, is in one of the two frames.
+        blocks: Columns of `block_schema()`, of the documents that were read from folders.
+        pages: Columns of `PAGE_SCHEMA`, of the same documents.
+        redacted: Kind of personal data -> how often it was replaced.
+        checks: What is to be said of the rows that came in new and can be used.
+    """
+
+    blocks: pl.DataFrame
+    pages: pl.DataFrame
+    redacted: dict[str, int]
+    checks: Report
 
 
 def prepare_records(
@@ -36,7 +65,10 @@ def prepare_records(
     previous: pl.DataFrame | None = None,
     judged: pl.DataFrame | None = None,
     progress: Progress | None = None,
-) -> Sifted:
+    tools: Tools | None = None,
+    project: str = "",
+    withdrawals: Sequence[Withdrawal] = (),
+) -> Prepared:
     """Make the records of a dataset version.
 
     Args:
@@ -47,57 +79,62 @@ def prepare_records(
         judged: Records made from feedback, columns of `Record`, with the split train. `supersedes` names the record that
             one corrects; it goes only when its correction stays.
         progress: Told about each step before it starts, and at the end.
+        tools: What reads tokens and meaning, where the section asks for that.
+        project: Name of the project; another one gets other pseudonyms.
+        withdrawals: Documents that were taken back; they and their records go as `withdrawn`.
 
     Returns:
-        Kept records, columns of `Record`, sorted by id. Dropped rows: every document read is in one of the frames (as a
-        record of its own or of the parent version), and so is every record passed. Reasons are those of `validate`,
-        `drop_exact_duplicates` and `split`, and `superseded`.
+        Records and dropped rows. Reasons are those of `read_folder`, `validate`, `drop_exact_duplicates`, `split`,
+        `drop_near_duplicates` and `cap`, and `superseded` and `withdrawn`.
 
     Raises:
         NotFoundError: a source does not exist.
-        DataError: a source cannot be read or used, a file is listed twice, or a split would be empty.
+        DataError: a source cannot be read or used, a file is listed twice, a check is an error, or a split would be empty.
+        ConfigError: personal data shall be redacted, and there is no key.
     """
+    tools = tools or Tools()
     standing = no_rows(Record.frame_schema()) if previous is None else previous
     judged = no_rows(Record.frame_schema()) if judged is None else judged
-    names = [address(source) for source in section.sources]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"data.sources must list each file once. Received twice: {', '.join(twice)}.", hint="tunesmith config explain data.sources")
-    steps = [*(f"read {name}" for name in names), "validate", "drop exact duplicates", "split"]
 
-    def tell(step: int, what: str = "") -> None:
+    def tell(step: int) -> None:
         if progress:
-            progress(what or steps[step], step, len(steps))
+            progress(STEPS[step] if step < len(STEPS) else "records ready", step, len(STEPS))
 
-    documents = []
-    for position, source in enumerate(section.sources):
-        tell(position)
-        documents.append(read_documents(source, root))
+    if section.redact.enabled:
+        read_key(section.redact)  # says what is missing before anything is read
+    gathered = gather(section, root, tools, progress)
+    gathered, standing, judged, gone = _withdraw(gathered, standing, judged, withdrawals)
+    gathered, judged, redacted = _redact(gathered, judged, section, root, project)
 
-    tell(len(names))
-    valid = validate(as_rows(pl.concat(documents)), labels, section)
+    tell(1)
+    valid = validate(gathered.rows, labels, section)
     valid_standing = drop_invalid(_as_documents(standing), labels, section)
     valid_judged = drop_invalid(_as_documents(judged), labels, section)
+    new = valid.kept.join(standing, on="document_id", how="anti")
+    checks = check_records(new, section.checks, labels if previous is None else ())
+    checks.stop()
 
-    tell(len(names) + 1)
+    tell(2)
     # A judgement may repeat the text that it corrects. Its copies in other splits are left to `split`, which calls them by their name.
     corrected = pl.col("id").is_in(judged["supersedes"].implode())
     old = valid_standing.kept
     unique_judged = drop_exact_duplicates(valid_judged.kept, old.filter((pl.col("split") == "train") & ~corrected))
-    new = valid.kept.join(standing, on="document_id", how="anti")
     unique_new = drop_exact_duplicates(new, pl.concat([old, unique_judged.kept]))
 
-    tell(len(names) + 2)
+    tell(3)
     parted = split(pl.concat([unique_judged.kept, unique_new.kept], how="diagonal"), section, old)
     kept_judged = judged.join(parted.kept, on="id", how="semi")
-    stays, superseded = _supersede(old, kept_judged)
-    records = pl.concat([
-        standing.join(stays, on="id", how="semi"),
-        kept_judged,
-        make_records(parted.kept.join(judged, on="id", how="anti")),
-    ]).sort("id")  # fmt: skip
-    steps_dropped = (valid, valid_standing, valid_judged, unique_judged, unique_new, parted)
-    dropped = pl.concat([*(step.dropped for step in steps_dropped), superseded]).sort("source", "source_line", "id", "reason")
+
+    tell(4)
+    # Within each split, once it is known: across splits the clusters decide. What stood before, or a person judged, stays.
+    stays = pl.concat([old, parted.kept.join(judged, on="id", how="semi").select(old.columns)])
+    near = drop_within_splits(parted.kept.join(judged, on="id", how="anti"), stays, section, tools)
+    capped = cap(near.kept, stays, section)
+
+    uncorrected, superseded = _supersede(old, kept_judged)
+    records = pl.concat([standing.join(uncorrected, on="id", how="semi"), kept_judged, make_records(capped.kept)]).sort("id")
+    steps_dropped = (gathered, valid, valid_standing, valid_judged, unique_judged, unique_new, parted, near, capped)
+    dropped = pl.concat([*(step.dropped for step in steps_dropped), superseded, gone]).sort("source", "source_line", "id", "reason")
     empty = [name for name in SPLITS if records.filter(split=name).is_empty()]
     if empty:
         raise DataError(
@@ -105,8 +142,63 @@ def prepare_records(
             f"{len(records)} records kept, dropped {count_reasons(dropped) or 0}.",
             hint="Add rows, or give these splits a larger share in data.sources[].splits.",
         )
-    tell(len(steps), "records ready")
-    return Sifted(kept=records, dropped=dropped)
+    tell(len(STEPS))
+    return Prepared(records, dropped, gathered.blocks, gathered.pages, redacted, checks)
+
+
+def _withdraw(
+    gathered: Gathered, standing: pl.DataFrame, judged: pl.DataFrame, withdrawals: Sequence[Withdrawal]
+) -> tuple[Gathered, pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Take out what was taken back; return what stays of each, and the dropped rows."""
+    rows, old, said = (drop_withdrawn(frame, withdrawals) for frame in (gathered.rows, standing, judged))
+    ids = [one.document_id for one in withdrawals]
+    blocks, pages = (frame.filter(~pl.col("document_id").is_in(ids)) for frame in (gathered.blocks, gathered.pages))
+    return dataclasses.replace(gathered, rows=rows.kept, blocks=blocks, pages=pages), old.kept, said.kept, pl.concat([rows.dropped, old.dropped, said.dropped])
+
+
+def _redact(gathered: Gathered, judged: pl.DataFrame, section: DataSection, root: Path, project: str) -> tuple[Gathered, pl.DataFrame, dict[str, int]]:
+    """Replace personal data in all that was read or judged; return it with the number of replacements a kind."""
+    if not section.redact.enabled:
+        return gathered, judged, {}
+    key = read_key(section.redact)
+    rows, blocks, said = (redact(frame, section.redact, key, project) for frame in (gathered.rows, gathered.blocks, judged))
+    if section.redact.vault:
+        Vault(root / section.redact.vault, key).put({**blocks.values, **rows.values, **said.values})
+    # The digest of the text as it was could be guessed; cells repeat the text of their block.
+    safe = dataclasses.replace(gathered, rows=_with_digest(rows.frame), blocks=blocks.frame.with_columns(cells=pl.lit(None, dtype=pl.String)))
+    return safe, said.frame, rows.counts
+
+
+def drop_within_splits(rows: pl.DataFrame, stays: pl.DataFrame, section: DataSection, tools: Tools) -> Sifted:
+    """Drop the near and semantic duplicates inside each split, as `section.dedup` says.
+
+    Args:
+        rows: New rows, columns of `ROW_SCHEMA` and `split`.
+        stays: Columns `id`, `text` and `split`: rows that stay, before all new ones.
+        section: Thresholds and rules.
+        tools: Embeds texts, where `section.dedup.semantic` is set.
+    """
+    kept, dropped = [], [no_rows(DROPPED_SCHEMA)]
+    for name in SPLITS:
+        own, before = rows.filter(split=name), stays.filter(split=name)
+        if section.dedup.near:
+            near = drop_near_duplicates(own, section.near_duplicate_threshold, section.dedup.keep, before)
+            own = near.kept
+            dropped.append(near.dropped)
+        if section.dedup.semantic and len(own):
+            vectors, before_vectors = (_embed(frame["text"], tools) for frame in (own, before))
+            threshold, keep = section.dedup.semantic_threshold, section.dedup.keep
+            semantic = drop_semantic_duplicates(own, vectors, threshold, keep=keep, previous=before, previous_embeddings=before_vectors)
+            own = semantic.kept
+            dropped.append(semantic.dropped)
+        kept.append(own)
+    return Sifted(pl.concat(kept), pl.concat(dropped))
+
+
+def _embed(texts: pl.Series, tools: Tools) -> NDArray[np.float32]:
+    if tools.embed is None:
+        raise ConfigError("data.dedup.semantic needs an embedding model. Received: none.", hint="tunesmith config explain data.embedding_model")
+    return tools.embed(texts.to_list())
 
 
 def make_records(documents: pl.DataFrame) -> pl.DataFrame:
@@ -131,18 +223,14 @@ def make_records(documents: pl.DataFrame) -> pl.DataFrame:
     return made.with_columns(id=pl.Series(ids, dtype=pl.String)).select(list(Record.frame_schema()))
 
 
-def as_rows(documents: pl.DataFrame) -> pl.DataFrame:
-    """Add the columns that tell a chunk's document and blocks, where a row is a whole document."""
-    missing = {name: expression for name, expression in (("document_id", pl.col("id")), ("block_ids", pl.lit(""))) if name not in documents.columns}
-    return documents.with_columns(**missing)
-
-
 def _as_documents(records: pl.DataFrame) -> pl.DataFrame:
-    """Give records the columns of `Document`, and `split`, so that they pass the same steps. They keep their own ids."""
-    digests = [hashlib.sha256(text.encode()).hexdigest() for text in records["text"]]
-    return records.with_columns(content_sha256=pl.Series(digests, dtype=pl.String), confidence="weight").select(
-        [*Document.frame_schema(), "split", "document_id", "block_ids"]
-    )
+    """Give records the columns of `ROW_SCHEMA`, and `split`, so that they pass the same steps. They keep their own ids."""
+    return _with_digest(records).with_columns(confidence="weight").select([*ROW_SCHEMA, "split"])
+
+
+def _with_digest(rows: pl.DataFrame) -> pl.DataFrame:
+    digests = [hashlib.sha256(text.encode()).hexdigest() for text in rows["text"]]
+    return rows.with_columns(content_sha256=pl.Series(digests, dtype=pl.String))
 
 
 def _supersede(old: pl.DataFrame, judged: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:

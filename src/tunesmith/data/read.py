@@ -156,6 +156,8 @@ def _read_parquet(raw: bytes, source: Source) -> Iterator[Row]:
 
 
 _FORMATS: dict[str, Callable[[bytes, Source], Iterator[Row]]] = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+ROW_SUFFIXES = tuple(_FORMATS)
+"""A source with one of these is a file of rows."""
 
 
 def _decode(raw: bytes, source: Source) -> str:

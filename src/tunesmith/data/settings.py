@@ -164,6 +164,9 @@ class DataSection(Section):
     """What reads the meaning of texts: `package:NAME`, a Python package that holds a sentence-embedding model, or a folder."""
     dvc: bool = True
     """Version the dataset with DVC in the project's git repository (`git init` and `dvc init` are done where missing)."""
+    dvc_remote: str = ""
+    """Where `tunesmith data push | pull` send and fetch versions: the name of a remote in DVC's config, or a URL such as s3://bucket/path; empty
+    takes DVC's default remote. Credentials come from the environment or DVC's config, never from here."""
 
     @model_validator(mode="after")
     def _every_split(self) -> Self:

@@ -24,6 +24,7 @@ from tunesmith.data import dedup
 from tunesmith.data.read import address
 from tunesmith.data.settings import DataSection
 from tunesmith.data.sifted import Sifted, as_dropped, no_rows
+from tunesmith.data.sources import configured
 from tunesmith.entities import SPLITS, Split
 
 _ROWS = {"id": pl.String, "document_id": pl.String, "text": pl.String, "split": pl.String}
@@ -36,13 +37,13 @@ def split(documents: pl.DataFrame, section: DataSection, previous: pl.DataFrame 
         documents: Columns of `Document`. A column `split` may pin rows to a split; where it is null or absent the shares
             of the row's source decide. A column `document_id` names the document that a chunk is of; chunks of one
             document go together.
-        section: Shares of the sources, the near-duplicate rules and `max_records`.
+        section: Shares of the sources and the near-duplicate rules.
         previous: Records of the earlier dataset version (columns `id`, `document_id`, `text`, `split`). They stay where they are and are
             not part of the result.
 
     Returns:
         Kept documents with the column `split`. Reasons of the dropped: `near_duplicate_across_splits`; `bridges_splits`,
-        where the other text is a record of the earlier version; `over_max_records`.
+        where the other text is a record of the earlier version.
     """
     if "split" not in documents.columns:
         documents = documents.with_columns(split=pl.lit(None, dtype=pl.String))
@@ -59,10 +60,7 @@ def split(documents: pl.DataFrame, section: DataSection, previous: pl.DataFrame 
     assigned = documents.with_columns(split=pl.Series(placed[len(old) :], dtype=pl.String))
     kept = assigned.filter(pl.col("split").is_not_null())
     refused = _explain(rows.with_columns(split=pl.Series(placed, dtype=pl.String)), links, cluster, len(old), section)
-    dropped = as_dropped(documents.join(refused, on="id", maintain_order="left"))
-    pinned = documents.filter(pl.col("split").is_not_null()).join(kept, on="id", how="semi")
-    capped = _cap(kept, pl.concat([old, pinned.select(list(_ROWS))]), section)
-    return Sifted(kept=capped.kept, dropped=pl.concat([dropped, capped.dropped]))
+    return Sifted(kept=kept, dropped=as_dropped(documents.join(refused, on="id", maintain_order="left")))
 
 
 @dataclass(frozen=True)
@@ -77,8 +75,9 @@ class _Wish:
 
 def _wishes(documents: pl.DataFrame, section: DataSection) -> Iterator[_Wish]:
     shares = {address(source): source.splits for source in section.sources}
+    sources = configured(documents["source"], section)
     hashes = documents.select(_uniform(0)).to_series()
-    for id_, source, pin, at in zip(documents["id"], documents["source"], documents["split"], hashes, strict=True):
+    for id_, source, pin, at in zip(documents["id"], sources, documents["split"], hashes, strict=True):
         splits: Mapping[Split, float] = {pin: 1.0} if pin else shares[source]
         yield _Wish(_choose(splits, at), frozenset(splits), (len(splits) > 1, at, id_))
 
@@ -154,13 +153,19 @@ def _explain(rows: pl.DataFrame, links: pl.DataFrame, cluster: list[int], n_old:
     return pl.DataFrame(found, schema=schema, orient="row")
 
 
-def _cap(kept: pl.DataFrame, stays: pl.DataFrame, section: DataSection) -> Sifted:
-    """Leave out what is over `max_records`, highest hash first; rows that stay count, and are never left out."""
+def cap(rows: pl.DataFrame, stays: pl.DataFrame, section: DataSection) -> Sifted:
+    """Leave out what is over `max_records`, highest hash first, as `over_max_records`.
+
+    Args:
+        rows: Columns of `Document` and `split`.
+        stays: Column `split`. These count, and are never left out.
+        section: The limits.
+    """
     # Another part of the hash than the one that chose the split: within a split that one favours some sources.
-    ranked = kept.join(stays, on="id", how="anti").sort(_uniform(1), "id")
+    ranked = rows.sort(_uniform(1), "id")
     over = [ranked.clear().with_columns(evidence=pl.lit(""))]
     for name, limit in section.max_records.items():
         room = max(limit - len(stays.filter(split=name)), 0)
         over.append(ranked.filter(split=name).slice(room).with_columns(evidence=pl.lit(f"data.max_records.{name} is {limit}")))
     left_out = pl.concat(over).with_columns(reason=pl.lit("over_max_records"))
-    return Sifted(kept=kept.join(left_out, on="id", how="anti", maintain_order="left"), dropped=as_dropped(left_out))
+    return Sifted(kept=rows.join(left_out, on="id", how="anti", maintain_order="left"), dropped=as_dropped(left_out))

@@ -14,6 +14,7 @@ import polars as pl
 
 from tunesmith.data.settings import DataSection
 from tunesmith.data.sifted import Sifted, as_dropped, count_reasons
+from tunesmith.data.sources import configured
 from tunesmith.errors import DataError
 
 REASONS = ("empty", "too_short", "too_long", "missing_label", "unknown_label")
@@ -31,8 +32,9 @@ def validate(documents: pl.DataFrame, task_names: tuple[str, ...], section: Data
         DataError: a source loses more than `section.max_dropped_share` of its rows; names counts and examples.
     """
     sifted = drop_invalid(documents, task_names, section)
-    totals = dict(documents.group_by("source").len().iter_rows())
-    for (source,), dropped in sifted.dropped.group_by(["source"], maintain_order=True):
+    totals = dict(configured(documents["source"], section).value_counts().iter_rows())
+    by_source = sifted.dropped.with_columns(configured=configured(sifted.dropped["source"], section))
+    for (source,), dropped in by_source.group_by(["configured"], maintain_order=True):
         share = len(dropped) / totals[source]
         if share > section.max_dropped_share:
             raise DataError(

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import polars as pl
 
+from tunesmith.data.chunk import Embed
 from tunesmith.data.diff import Difference, diff
 from tunesmith.data.freeze import freeze, read_records
 from tunesmith.data.nearest import nearest
-from tunesmith.data.prepare import prepare_records
+from tunesmith.data.prepare import Prepared, prepare_records
+from tunesmith.data.report import data_report, page_pictures, render_html, render_json
+from tunesmith.data.settings import Source
+from tunesmith.data.sources import Tools
 from tunesmith.data.versioning import version_with_dvc
-from tunesmith.entities import DatasetVersion, Run, content_id
+from tunesmith.data.withdrawn import read_withdrawals
+from tunesmith.entities import DatasetVersion, Run, content_id, utc_now
 from tunesmith.errors import DataError
 from tunesmith.files import file_sha256
-from tunesmith.project import Project
+from tunesmith.project import Project, needs_extra
 from tunesmith.review.harvest import Harvest
 
 
@@ -45,7 +52,7 @@ def newest_dataset(project: Project) -> DatasetVersion | None:
     return versions[-1] if versions else None
 
 
-def next_version(project: Project, parent: DatasetVersion | None, harvest: Harvest | None = None) -> DatasetVersion:
+def next_version(project: Project, parent: DatasetVersion | None, harvest: Harvest | None = None, because: str = "") -> DatasetVersion:
     """Freeze the version that follows a parent, with the records of judgements where some were harvested; unchanged inputs return the parent."""
     with project.step("prepare") as done:
         inputs = _input_digest(project)
@@ -63,8 +70,11 @@ def next_version(project: Project, parent: DatasetVersion | None, harvest: Harve
             previous,
             harvest.records if harvest else None,
             lambda what, at, n: project.progress.advance(at, n, what),
+            _tools(project),
+            project.config.project,
+            read_withdrawals(project.root),
         )
-        reason = f"{len(harvest.feedback)} judgements" if harvest else "sources or settings changed" if parent else "first version"
+        reason = because or (f"{len(harvest.feedback)} judgements" if harvest else "sources or settings changed" if parent else "first version")
         version = freeze(
             sifted.kept,
             sifted.dropped,
@@ -78,16 +88,63 @@ def next_version(project: Project, parent: DatasetVersion | None, harvest: Harve
             project.config.data.dvc,
             inputs=inputs,
             feedback=harvest.feedback if harvest else (),
+            facts={"redacted": sifted.redacted} if project.config.data.redact.enabled else {},
+            extra={"blocks.parquet": sifted.blocks, "pages.parquet": sifted.pages, **_report(project, sifted, reason)},
         )
         done(_rows(version))
         return version
 
 
+def _tools(project: Project) -> Tools:
+    """Return what the settings ask for: the base model's tokenizer to cut chunks, the embedding model to read meaning."""
+    section = project.config.data
+    if section.chunk is None and not section.dedup.semantic:
+        return Tools()
+    embed = _embedder(project)
+    if section.chunk is None:
+        return Tools(embed=embed)
+    from tunesmith.models.engine import load_tokenizer
+
+    tokenizer = load_tokenizer(project.base.path)
+    return Tools(lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]), embed)
+
+
+def _report(project: Project, prepared: Prepared, reason: str) -> dict[str, str]:
+    """Return report.json and report.html of what was prepared."""
+    facts = {"project": project.config.project, "reason": reason, "labels": project.config.task.names}
+    report = data_report(prepared.kept, prepared.dropped, prepared.pages, prepared.checks, prepared.redacted, facts)
+    # A picture would show what was taken out of the text.
+    draw = len(prepared.pages) and not project.config.data.redact.enabled
+    sources = dict(
+        pl.concat([prepared.kept.select("document_id", "source"), prepared.dropped.select("id", "source").rename({"id": "document_id"})]).iter_rows()
+    )
+    pictures = page_pictures(project.root, sources, prepared.pages, prepared.blocks) if draw else {}
+    return {"report.json": render_json(report), "report.html": render_html(report, pictures)}
+
+
+def _embedder(project: Project) -> Embed | None:
+    with needs_extra("train"):
+        from tunesmith.models.embed import Embedder
+    return Embedder(project.config.data.embedding_model, project.root).encode
+
+
 def _input_digest(project: Project) -> str:
     """Identify what a dataset version is made from: the sources' bytes, the settings and the label space."""
-    paths = [project.root / source.path for source in project.config.data.sources]
-    digests = [file_sha256(path) if path.is_file() else None for path in paths]  # a missing file is refused where files are read
-    return content_id("inp", digests, project.config.data.model_dump(mode="json"), project.config.task.names)
+    digests = [_source_digest(project.root, source) for source in project.config.data.sources]
+    withdrawn = [one.document_id for one in read_withdrawals(project.root)]
+    return content_id("inp", digests, project.config.data.model_dump(mode="json"), project.config.task.names, *([withdrawn] if withdrawn else []))
+
+
+def _source_digest(root: Path, source: Source) -> object:
+    """Return the digest of a file, or of each file of a folder; what is missing or remote is found out where it is read."""
+    path = root / source.path
+    if path.is_file():
+        return file_sha256(path)
+    if not path.is_dir():
+        return utc_now() if "://" in source.path else None
+    labels = root / source.label_from
+    files = [*(found for found in sorted(path.rglob("*")) if found.is_file()), *([labels] if labels.is_file() else [])]
+    return [(found.relative_to(root).as_posix(), file_sha256(found)) for found in files]
 
 
 def _rows(version: DatasetVersion) -> str:
