@@ -62,6 +62,17 @@ def test_words_of_tsv_have_boxes_and_confidences_in_zero_to_one():
     assert read_tsv(head + rows) == [Word('say"', Box(10, 20, 40, 60), 0.965)]
 
 
+def test_a_bar_between_words_is_the_letter_and_one_that_stands_apart_is_a_bar():
+    head = "level\tpage_num\tblock_num\tpar_num\tline_num\tword_num\tleft\ttop\twidth\theight\tconf\ttext\n"
+
+    def line(number, *words):
+        return "".join(f"5\t1\t1\t1\t{number}\t1\t{left}\t10\t{width}\t{height}\t90\t{text}\n" for left, width, height, text in words)
+
+    rows = line(1, (0, 50, 20, "and"), (58, 3, 22, "|"), (70, 40, 20, "paid")) + line(2, (0, 50, 20, "left"), (90, 3, 22, "|"), (140, 40, 20, "right"))
+    rows += line(3, (0, 50, 20, "tall"), (58, 3, 60, "|")) + line(4, (0, 30, 20, "|'ve"))
+    assert [word.text for word in read_tsv(head + rows)] == ["and", "I", "paid", "left", "|", "right", "tall", "|", "I've"]
+
+
 # --- rapidocr ---------------------------------------------------------------------------------------------------------
 
 

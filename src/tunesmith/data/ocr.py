@@ -15,6 +15,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -93,13 +94,27 @@ class Tesseract:
 
 
 def read_tsv(text: str) -> list[Word]:
-    """Read the words of Tesseract's TSV; its level 5 is a word, its confidence a percentage."""
-    words = []
+    """Read the words of Tesseract's TSV; its level 5 is a word, its confidence a percentage.
+
+    It takes the I of fonts without serifs for a bar; one between words that stand close to it is an I again.
+    """
+    words: list[Word] = []
+    lines: list[tuple[str, ...]] = []
     for row in csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE):
         if row["level"] == "5" and row["text"].strip():
             x, y, width, height = (float(row[name]) for name in ("left", "top", "width", "height"))
             words.append(Word(row["text"].strip(), Box(x, y, x + width, y + height), min(max(float(row["conf"]) / 100, 0.0), 1.0)))
-    return words
+            lines.append(tuple(row[name] for name in ("page_num", "block_num", "par_num", "line_num")))
+    return [_mended(word, [words[near] for near in (at - 1, at + 1) if 0 <= near < len(words) and lines[near] == lines[at]]) for at, word in enumerate(words)]
+
+
+def _mended(word: Word, beside: Sequence[Word]) -> Word:
+    if re.match(r"\|['\u2019]\w", word.text):
+        return word._replace(text="I" + word.text[1:])
+    height = word.box.y1 - word.box.y0
+    near = [each for each in beside if max(each.box.x0 - word.box.x1, word.box.x0 - each.box.x1) < height and re.search(r"[a-z]", each.text)]
+    is_letter = word.text == "|" and near and all(height < 1.5 * (each.box.y1 - each.box.y0) for each in near)
+    return word._replace(text="I") if is_letter else word
 
 
 class RapidOcr:
