@@ -8,7 +8,7 @@ Each function takes a project, does its arrow or finds that it was done for the 
 CLI and Python users call the same functions. A killed function is called again and continues.
 """
 
-from tunesmith.flow.dataset import compare_datasets, nearest_records, newest_dataset, prepare, read
+from tunesmith.flow.dataset import compare_datasets, data_report_of, nearest_records, newest_dataset, prepare, read
 from tunesmith.flow.evaluation import Calibration, calibrate, evaluate, evaluation_of
 from tunesmith.flow.loop import Outcome, finish, renew, run
 from tunesmith.flow.registration import CHAMPION, register
@@ -21,6 +21,7 @@ __all__ = [
     "Outcome",
     "calibrate",
     "compare_datasets",
+    "data_report_of",
     "deploy",
     "evaluate",
     "evaluation_of",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -120,6 +122,13 @@ def _report(project: Project, prepared: Prepared, reason: str) -> dict[str, str]
     )
     pictures = page_pictures(project.root, sources, prepared.pages, prepared.blocks) if draw else {}
     return {"report.json": render_json(report), "report.html": render_html(report, pictures)}
+
+
+def data_report_of(project: Project, dataset: DatasetVersion) -> dict[str, Any]:
+    """Return report.json of a dataset version; empty for one of an earlier release, which had none."""
+    path = project.root / dataset.path / "report.json"
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return report
 
 
 def _embedder(project: Project) -> Embed | None:

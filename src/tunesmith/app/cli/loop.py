@@ -36,6 +36,9 @@ def prepare(
         version = flow.prepare(opened, fresh=fresh)
     lines = [f"{version.path}", *(f"  {count:>7,} {split}" for split, count in version.rows.items())]
     lines += [f"  {count:>7,} dropped: {reason}" for reason, count in version.dropped.items()]
+    found = flow.data_report_of(opened, version).get("checks", {}).get("checks", [])
+    lines += [f"  {check['count']:>7,} {check['severity']}: {check['name']}: {check['summary']}" for check in found if check["severity"] != "info"]
+    lines.append(f"  report: {opened.root / version.path / 'report.html'}")
     show(as_json, version.model_dump(mode="json"), "\n".join(lines), next_command="tunesmith plan")
 
 
