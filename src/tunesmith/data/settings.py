@@ -19,6 +19,8 @@ class Source(Section):
     """Column that holds the document's text."""
     label_column: str = "label"
     """Column that holds the right answer."""
+    database: str = Field(default="env:TUNESMITH_DATABASE_URL", pattern="^(env|file):.+")
+    """Where the SQLAlchemy URL of a query (a path that ends in .sql) stands: env:VARIABLE, or file:PATH relative to the project."""
     label_from: str = Field(default="folder", min_length=1)
     """Labels of a folder's documents: `folder` takes the name of the folder that each file stands in; else a CSV file with the columns path and label."""
     splits: dict[Split, float] = Field(default={"train": 0.7, "validation": 0.1, "calibration": 0.1, "test": 0.1})

@@ -11,7 +11,10 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tunesmith.entities import DatasetVersion
 from tunesmith.errors import BackendError, MissingExtraError
@@ -52,6 +55,111 @@ def version_with_dvc(root: Path, version: DatasetVersion, reason: str) -> bool:
         # With paths, git commits these alone and leaves the rest of the index as it is.
         _git(root, *_fallback_identity(root), "commit", "--quiet", "-m", f"tunesmith: dataset version {version.id}\n\n{reason}".strip(), "--", *ours)
     return True
+
+
+def push_versions(root: Path, paths: Sequence[str], remote: str = "") -> int:
+    """Send the bytes of dataset versions to a remote of DVC.
+
+    Args:
+        root: Folder of the project.
+        paths: Folders of the versions, relative to it.
+        remote: Name of a remote in DVC's config, or a URL such as s3://bucket/path; empty takes DVC's default remote.
+
+    Returns:
+        Number of files sent; what the remote has already is not sent again.
+
+    Raises:
+        MissingExtraError: DVC, or what it needs for this kind of remote, is not installed.
+        BackendError: there is no such remote, or it refused.
+    """
+    with _repository(root, remote) as (repo, options):
+        return int(repo.push(targets=_pointers(root, paths), **options))
+
+
+def pull_versions(root: Path, paths: Sequence[str], remote: str = "") -> int:
+    """Fetch dataset versions from a remote of DVC and put their files in place. Arguments and errors as in `push_versions`.
+
+    Returns:
+        Number of files fetched; what DVC's cache has already is not fetched again.
+    """
+    with _repository(root, remote) as (repo, options):
+        return int(repo.pull(targets=_pointers(root, paths), force=True, **options)["stats"]["fetched"])
+
+
+def checkout_version(root: Path, path: str) -> bool:
+    """Put the files of a dataset version back as they were frozen, from DVC's cache.
+
+    Returns:
+        Whether anything was to do.
+
+    Raises:
+        MissingExtraError: DVC is not installed.
+        BackendError: the cache lacks the files.
+    """
+    with _repository(root) as (repo, _):
+        done = repo.checkout(targets=_pointers(root, [path]), force=True)
+    changes = done.get("stats", done) if isinstance(done, dict) else {}
+    return any(bool(count) for count in changes.values())
+
+
+def known_versions(root: Path) -> list[str]:
+    """Return the folders of all dataset versions that DVC tracks here, whether or not their files are in place."""
+    return sorted(pointer.relative_to(root).as_posix().removesuffix(".dvc") for pointer in root.glob("datasets/dsv_*.dvc"))
+
+
+def commit_file(root: Path, path: str, message: str) -> bool:
+    """Commit one file of ours to the project's git repository, where there is one that tracks the project.
+
+    Returns:
+        Whether anything was to do.
+
+    Raises:
+        BackendError: git is not installed, or failed.
+    """
+    if not _find_repository(root):
+        return False
+    _git(root, "add", "--", path)
+    if not _status(root, path):
+        return False
+    _git(root, *_fallback_identity(root), "commit", "--quiet", "-m", f"tunesmith: {message}", "--", path)
+    return True
+
+
+def _pointers(root: Path, paths: Sequence[str]) -> list[str]:
+    missing = [path for path in paths if not (root / f"{path}.dvc").exists()]
+    if missing:
+        raise BackendError(
+            f"DVC must know a dataset version. Received: {', '.join(missing)}, without a .dvc file.", hint="tunesmith prepare, with data.dvc: true"
+        )
+    return [str(root / f"{path}.dvc") for path in paths]
+
+
+@contextmanager
+def _repository(root: Path, remote: str = "") -> Iterator[tuple[Any, dict[str, str]]]:
+    """Yield DVC's repository, and the options that name a remote; what DVC raises becomes an error of ours."""
+    os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+    try:
+        from dvc.config import NoRemoteError
+        from dvc.exceptions import DvcException
+        from dvc.fs import RemoteMissingDepsError
+        from dvc.repo import Repo
+    except ImportError:
+        raise MissingExtraError("dvc", "data") from None
+    config = {"remote": {"tunesmith": {"url": remote}}} if "://" in remote or remote.startswith(("/", ".")) else {}
+    options = {"remote": "tunesmith" if config else remote} if remote else {}
+    logging.getLogger("dvc").setLevel(logging.CRITICAL)
+    try:
+        with Repo(str(root), config=config) as repo:
+            yield repo, options
+    except RemoteMissingDepsError as error:
+        raise MissingExtraError(f"dvc-{remote.partition(':')[0] or 'REMOTE'}", "s3") from error
+    except NoRemoteError as error:
+        raise BackendError(
+            f"A remote of DVC is needed. Received: {error}.", hint="Set data.dvc_remote in tunesmith.yaml, or type: dvc remote add --default NAME URL"
+        ) from error
+    except (DvcException, OSError) as error:
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        raise BackendError(f"DVC failed: {error}{cause}.", hint="dvc remote list; dvc doctor") from error
 
 
 def _add_to_dvc(root: Path, version: DatasetVersion, *, subdirectory: bool) -> None:

@@ -1,12 +1,13 @@
-"""`tunesmith review next`: judge predictions in the terminal, the least certain first."""
+"""`tunesmith review next | export | import`: judge predictions in the terminal, and records in a labelling tool."""
 
 from __future__ import annotations
 
 import getpass
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,10 +18,20 @@ if TYPE_CHECKING:
     from tunesmith.project import Project
 
 
+class ToolFormat(StrEnum):
+    """Labelling tools that a file can be for."""
+
+    LABEL_STUDIO = "label-studio"
+    ARGILLA = "argilla"
+    CSV = "csv"
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(help="Judge predictions.", no_args_is_help=True)
+    group = typer.Typer(help="Judge predictions and records.", no_args_is_help=True)
     group.command("next")(review_next)
+    group.command("export")(review_export)
+    group.command("import")(review_import)
     app.add_typer(group, name="review")
 
 
@@ -83,3 +94,47 @@ def _carry_out(choice: Choice, project: Project, prediction: Prediction, actor: 
         queue.accept(project.store, prediction, actor)
     else:
         queue.correct(project.store, prediction, choice.label, project.config.task.names, actor)
+
+
+def review_export(
+    file: Annotated[Path, typer.Argument(help="File to write.")],
+    form: Annotated[ToolFormat, typer.Option("--format", help="Which tool it is for.")] = ToolFormat.CSV,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Most items to write, the most urgent first.")] = None,
+    project: ProjectOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Write the review items that want a label to a file for a labelling tool."""
+    from tunesmith.flow.versions import export_review
+
+    n_items, files = export_review(open_project(project, None, as_json=True), file, form.value, limit)
+    text = f"{n_items:,} items in {', '.join(map(str, files))}" if n_items else "No review item wants a label."
+    show(as_json, {"items": n_items, "files": [str(each) for each in files]}, text, next_command=f"tunesmith review import {file}")
+
+
+def review_import(
+    file: Annotated[Path, typer.Argument(help="A file of the labelling tool, or the CSV filled in.")],
+    reviewer: Annotated[str, typer.Option("--reviewer", help="Who labelled, for rows that name nobody.")] = "",
+    project: ProjectOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Read what reviewers said about review items."""
+    from dataclasses import asdict
+
+    from tunesmith.flow.versions import import_review, review_state
+
+    opened = open_project(project, None, as_json=True)
+    imported, n_new = import_review(opened, file, reviewer)
+    state = review_state(opened)
+    n_open = len(state.open_items)
+    lines = [
+        f"{n_new:,} new labels of {len(imported.labels):,}; {imported.n_unlabelled:,} rows without one.",
+        f"{n_open:,} of {len(state.items):,} items want a label.",
+    ]
+    lines += [f"  row {row.row} was not used: {row.reason}: {row.evidence}" for row in imported.rejected]
+    if state.agreement:
+        lines.append(
+            f"Krippendorff's alpha {state.agreement.alpha:.3f} ({state.agreement.low:.3f} to {state.agreement.high:.3f}), {state.agreement.n_items:,} items."
+        )
+    value: dict[str, Any] = {"new": n_new, "labels": len(imported.labels), "unlabelled": imported.n_unlabelled, "open": n_open}
+    value |= {"rejected": [asdict(row) for row in imported.rejected], "agreement": asdict(state.agreement) if state.agreement else None}
+    show(as_json, value, "\n".join(lines), next_command="tunesmith review export FILE" if n_open else "tunesmith prepare")
