@@ -117,7 +117,7 @@ def test_null_and_absent_values_are_empty(read):
         ("a.jsonl", '{"body": "a", "label": "yes"}\n', r"text_column must name one of its columns: 'body', 'label'"),
         ("a.jsonl", '{"text": "\\ud800", "label": "yes"}\n', r"a\.jsonl:1: must be text that UTF-8 can hold"),
         ("a.parquet", "no parquet", r"a\.parquet: must be a Parquet file"),
-        ("a.xls", "", r"a\.xls: must end in one of \.csv, \.jsonl, \.parquet. Received: '\.xls'"),
+        ("a.xls", "", r"a\.xls: must end in one of \.csv, \.jsonl, \.json, \.parquet, \.sql. Received: '\.xls'"),
     ],
 )
 def test_a_file_that_cannot_be_read_says_why_and_where(read, name, content, match):

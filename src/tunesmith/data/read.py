@@ -1,7 +1,8 @@
 """Files of labelled rows -> documents, one a row, each with the line it came from.
 
-CSV (comma, quoted as in RFC 4180, first row names the columns), JSONL (one object a line) and Parquet, told apart by
-suffix. Text is UTF-8, with or without a byte order mark. A null or absent value is read as an empty string, which
+CSV (comma, quoted as in RFC 4180, first row names the columns), JSONL (one object a line), JSON (a list of objects),
+Parquet, and the result of an SQL query (`query.py`), told apart by suffix. Rows have a column for the text and one for the
+label, or one of the shapes that `rows.py` knows. Text is UTF-8, with or without a byte order mark. A null or absent value is read as an empty string, which
 `validate.py` drops with its reason; a value that is not text is an error, because guessing how to write it is not ours.
 A broken file is an error too, never a shorter data set.
 """
@@ -16,10 +17,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from tunesmith.data.query import read_query
+from tunesmith.data.rows import find_shape, to_pair
 from tunesmith.data.settings import Source
 from tunesmith.entities import Document, content_id
 from tunesmith.errors import DataError, NotFoundError
@@ -40,13 +43,16 @@ def read_documents(source: Source, root: Path) -> pl.DataFrame:
 
     Returns:
         A frame with the columns of `Document`, in the order of the file. `source_line` counts physical lines from 1 (a
-        quoted CSV field may span several); in Parquet, which has no lines, it counts rows from 1. An id depends on the
+        quoted CSV field may span several, a JSON object starts on it); in Parquet and queries, which have no lines, it counts
+        rows from 1. An id depends on the
         path, the row's text and label, and how many equal rows stand before it: other rows can come and go.
 
     Raises:
         NotFoundError: the file does not exist.
         DataError: the file has an unknown suffix, is empty, is not UTF-8, has a broken row or lacks a column, or a value
-            is not text.
+            is not text; or the database refused the query.
+        ConfigError: a query has no database.
+        BackendError: the database cannot be reached.
     """
     path = root / source.path
     read = _FORMATS.get(path.suffix.lower())
@@ -58,7 +64,7 @@ def read_documents(source: Source, root: Path) -> pl.DataFrame:
         raise NotFoundError(f"{source.path}: no such file in {root}.", hint=_similar_file(path) or _EXPLAIN) from None
     except OSError as error:
         raise DataError(f"{source.path}: cannot be read: {error.strerror}.") from None
-    rows = list(read(raw, source))
+    rows = list(read(raw, source, root))
     if not rows:
         raise DataError(f"{source.path}: must hold at least one row. Received: an empty file.", hint=_EXPLAIN)
     return _documents(rows, address(source))
@@ -89,7 +95,7 @@ def _documents(rows: list[Row], path: str) -> pl.DataFrame:
     return pl.DataFrame(columns, schema=Document.frame_schema())
 
 
-def _read_csv(raw: bytes, source: Source) -> Iterator[Row]:
+def _read_csv(raw: bytes, source: Source, _root: Path) -> Iterator[Row]:
     # The limit guards against unbounded memory, but the whole file is in memory by now. It is the process's, so only raise it.
     csv.field_size_limit(max(csv.field_size_limit(), len(raw)))
     reader = csv.reader(io.StringIO(_decode(raw, source), newline=""), strict=True)
@@ -125,7 +131,7 @@ def _numbered(reader: _csv.Reader, source: Source) -> Iterator[tuple[int, list[s
             yield line, fields
 
 
-def _read_jsonl(raw: bytes, source: Source) -> Iterator[Row]:
+def _read_jsonl(raw: bytes, source: Source, _root: Path) -> Iterator[Row]:
     rows = []
     # Not splitlines: it also splits at U+2028, which may stand inside a JSON string.
     for line, content in enumerate(_decode(raw, source).split("\n"), start=1):
@@ -138,24 +144,78 @@ def _read_jsonl(raw: bytes, source: Source) -> Iterator[Row]:
         if not isinstance(row, dict):
             raise DataError(f"{source.path}:{line}: must be one JSON object a line. Received: {type(row).__name__}.")
         rows.append((line, row))
-    if rows:
-        _require_columns(list(dict.fromkeys(name for _, row in rows for name in row)), source)
+    yield from _pairs(rows, list(dict.fromkeys(name for _, row in rows for name in row)), source)
+
+
+def _read_json(raw: bytes, source: Source, _root: Path) -> Iterator[Row]:
+    text = _decode(raw, source)
+    decoder = json.JSONDecoder()
+    at, line, counted = _after_space(text, 0), 1, 0
+    if not text.startswith("[", at):
+        raise DataError(
+            f"{source.path}: must be a list of objects. Received: {text[at : at + 40]!r}.", hint="One object a line is JSONL: give the file the suffix .jsonl."
+        )
+    rows: list[tuple[int, dict[str, Any]]] = []
+    at = _after_space(text, at + 1)
+    while not text.startswith("]", at):
+        line, counted = line + text.count("\n", counted, at), at
+        try:
+            row, end = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{source.path}:{error.lineno}: must be a list of objects. Received: {error.msg} at column {error.colno}.") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{source.path}:{line}: must be a list of objects. Received: {type(row).__name__}.")
+        rows.append((line, row))
+        at = _after_space(text, end)
+        if text.startswith(",", at):
+            at = _after_space(text, at + 1)
+        elif not text.startswith("]", at):
+            raise DataError(f"{source.path}:{line + text.count(chr(10), counted, at)}: objects must be parted by commas. Received: {text[at : at + 20]!r}.")
+    yield from _pairs(rows, list(dict.fromkeys(name for _, row in rows for name in row)), source)
+
+
+def _after_space(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at
+
+
+def _pairs(rows: Iterable[tuple[int, dict[str, Any]]], columns: list[str], source: Source) -> Iterator[Row]:
+    """Yield the text and label of rows that have columns for them, or one of the known shapes."""
+    shape = None if {source.text_column, source.label_column} <= set(columns) else find_shape(columns)
+    if columns and shape is None:
+        _require_columns(columns, source)
     for line, row in rows:
-        yield line, _text(row.get(source.text_column), source, line, source.text_column), _text(row.get(source.label_column), source, line, source.label_column)
+        if shape is None:
+            text, label = (_text(row.get(column), source, line, column) for column in (source.text_column, source.label_column))
+            yield line, text, label
+            continue
+        try:
+            yield line, *to_pair(row, shape)
+        except ValueError as error:
+            raise DataError(f"{source.path}:{line}: {error}.") from None
 
 
-def _read_parquet(raw: bytes, source: Source) -> Iterator[Row]:
+def _read_sql(raw: bytes, source: Source, root: Path) -> Iterator[Row]:
+    columns, rows = read_query(_decode(raw, source), source.path, source.database, root)
+    yield from _pairs(rows, columns, source)
+
+
+def _read_parquet(raw: bytes, source: Source, _root: Path) -> Iterator[Row]:
     try:
         frame = pl.read_parquet(io.BytesIO(raw))
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"{source.path}: must be a Parquet file. Received: {str(error).splitlines()[0]}.") from None
-    _require_columns(frame.columns, source)
-    pairs: Iterable[tuple[object, object]] = zip(frame[source.text_column], frame[source.label_column], strict=True)
-    for line, (text, label) in enumerate(pairs, start=1):
-        yield line, _text(text, source, line, source.text_column), _text(label, source, line, source.label_column)
+    yield from _pairs(enumerate(frame.iter_rows(named=True), start=1), frame.columns, source)
 
 
-_FORMATS: dict[str, Callable[[bytes, Source], Iterator[Row]]] = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+_FORMATS: dict[str, Callable[[bytes, Source, Path], Iterator[Row]]] = {
+    ".csv": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".parquet": _read_parquet,
+    ".sql": _read_sql,
+}
 ROW_SUFFIXES = tuple(_FORMATS)
 """A source with one of these is a file of rows."""
 

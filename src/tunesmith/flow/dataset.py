@@ -13,6 +13,7 @@ from tunesmith.data.diff import Difference, diff
 from tunesmith.data.freeze import freeze, read_records
 from tunesmith.data.nearest import nearest
 from tunesmith.data.prepare import Prepared, prepare_records
+from tunesmith.data.read import read_documents
 from tunesmith.data.report import data_report, page_pictures, render_html, render_json
 from tunesmith.data.settings import Source
 from tunesmith.data.sources import Tools
@@ -147,6 +148,8 @@ def _input_digest(project: Project) -> str:
 def _source_digest(root: Path, source: Source) -> object:
     """Return the digest of a file, or of each file of a folder; what is missing or remote is found out where it is read."""
     path = root / source.path
+    if path.suffix.lower() == ".sql" and path.is_file():  # the query may stand still while the database does not
+        return content_id("qry", read_documents(source, root)["id"].to_list())
     if path.is_file():
         return file_sha256(path)
     if not path.is_dir():
