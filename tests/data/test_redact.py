@@ -2,7 +2,6 @@
 
 import re
 import sys
-import time
 from itertools import pairwise
 
 import polars as pl
@@ -221,10 +220,9 @@ UNITS = (
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_no_text_takes_long(unit):
-    began = time.process_time()
-    find_personal_data([unit * (4_000 // len(unit)) + " 1@"])
-    assert time.process_time() - began < 5  # a pattern that tries combinations would take hours
+def test_no_repetition_is_tried_in_all_combinations(unit):
+    (spans,) = find_personal_data([unit * (4_000 // len(unit)) + " 1@"])  # a pattern that tries combinations would not end
+    assert all(end - start < 4_000 for start, end, _ in spans)
 
 
 def test_names_may_overlap_and_lie_in_the_text():

@@ -14,7 +14,7 @@ from tunesmith.data.freeze import read_dropped, read_records
 from tunesmith.data.withdrawn import FILE, read_withdrawals
 from tunesmith.entities import DatasetVersion
 from tunesmith.errors import BackendError, DataError, NotFoundError
-from tunesmith.flow import versions
+from tunesmith.flow import review, versions
 from tunesmith.project import Project
 from tunesmith.review.exchange import ReviewItem
 
@@ -75,11 +75,11 @@ def test_what_people_answered_counts_as_seen(prepared):
     project, version = prepared
     records = read_records(project.root, version)
     first = records.row(0, named=True)
-    assert versions.ask_reviewers(project, [ReviewItem.ask(first["id"], first["text"], first["label"], "label_error", 1.0)]) == 1
+    assert review.ask_reviewers(project, [ReviewItem.ask(first["id"], first["text"], first["label"], "label_error", 1.0)]) == 1
     assert versions.show_dataset(project, version.id).expert_share == 0
     answer = project.root / "answers.csv"
     answer.write_text(f"item_id,label,reviewer\n{project.store.review_items()[0]['id']},{first['label']},ann\n")
-    versions.import_review(project, answer)
+    review.import_review(project, answer)
     assert versions.show_dataset(project, version.id).expert_share == pytest.approx(1 / len(records))
 
 
@@ -213,7 +213,7 @@ def test_two_reviewers_a_third_where_they_differ_and_their_agreement(prepared):
     (project.root / "guide.md").write_text("Read first.")
     records = read_records(project.root, version).head(3)
     asked = [ReviewItem.ask(row["id"], row["text"], row["label"], "label_error", 1.0 - at / 10) for at, row in enumerate(records.iter_rows(named=True))]
-    versions.ask_reviewers(project, asked)
+    review.ask_reviewers(project, asked)
     file = project.root / "out.csv"
     n_items, files = versions.export_review(project, file, "csv")
     assert (n_items, [each.name for each in files]) == (3, ["out.csv", "out.csv.guidelines.md"])
@@ -221,7 +221,7 @@ def test_two_reviewers_a_third_where_they_differ_and_their_agreement(prepared):
     def answer(who, labels):
         frame = pl.read_csv(file, infer_schema=False).with_columns(label=pl.Series(labels), reviewer=pl.lit(who), labelled_at=pl.lit("2026-01-01T00:00:00Z"))
         frame.write_csv(file.with_name(f"{who}.csv"))
-        return versions.import_review(project, file.with_name(f"{who}.csv"))
+        return review.import_review(project, file.with_name(f"{who}.csv"))
 
     assert answer("ann", ["card", "card", "loan"])[1] == 3
     assert versions.review_state(project).agreement is None
@@ -251,7 +251,6 @@ def test_the_commands_of_versions(prepared, cli, tmp_path):
     assert cli("data", "checkout", version.id, "-C", project.root).out.startswith(f"{version.id} is in place.")
     refused = cli("data", "push", "-C", project.root)
     assert (refused.code, "data.dvc_remote" in refused.err) == (6, True)
-    subprocess.run(["git", "config", "--global", "--get", "user.name"], capture_output=True, check=False)
     settings = project.root / "tunesmith.yaml"
     settings.write_text(settings.read_text().replace("data:\n", f"data:\n  dvc_remote: {tmp_path / 'remote'}\n"))
     assert cli("data", "push", version.id, "-C", project.root, "--json").json["files"] > 0
@@ -267,7 +266,7 @@ def test_the_commands_of_versions(prepared, cli, tmp_path):
 def test_the_commands_of_review(prepared, cli, tmp_path):
     project, version = prepared
     row = read_records(project.root, version).row(0, named=True)
-    versions.ask_reviewers(project, [ReviewItem.ask(row["id"], row["text"], row["label"], "outlier", 1.0)])
+    review.ask_reviewers(project, [ReviewItem.ask(row["id"], row["text"], row["label"], "outlier", 1.0)])
     file = tmp_path / "items.json"
     assert cli("review", "export", file, "--format", "label-studio", "-C", project.root, "--json").json["items"] == 1
     tasks = json.loads(file.read_text())
