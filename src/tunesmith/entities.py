@@ -104,9 +104,9 @@ class Record(Noun):
     source: str
     source_line: int
     origin: str
-    """`source` as read, `feedback` corrected or confirmed by a person."""
+    """`source` as read, `feedback` from a judged prediction, `review` corrected in a review item."""
     feedback_id: str
-    """The judgement behind it when origin is `feedback`, else empty."""
+    """The judgement or review item behind it when origin is `feedback` or `review`, else empty."""
     supersedes: str
     """Id of the record that this one corrects, else empty."""
     block_ids: str = ""

@@ -16,7 +16,7 @@ from tunesmith.entities import DatasetVersion
 from tunesmith.errors import BackendError, DataError, NotFoundError
 from tunesmith.flow import review, versions
 from tunesmith.project import Project
-from tunesmith.review.exchange import ReviewItem
+from tunesmith.review.exchange import ReviewItem, guideline_version
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -215,7 +215,7 @@ def test_two_reviewers_a_third_where_they_differ_and_their_agreement(prepared):
     asked = [ReviewItem.ask(row["id"], row["text"], row["label"], "label_error", 1.0 - at / 10) for at, row in enumerate(records.iter_rows(named=True))]
     review.ask_reviewers(project, asked)
     file = project.root / "out.csv"
-    n_items, files = versions.export_review(project, file, "csv")
+    n_items, files = review.export_review(project, file, "csv")
     assert (n_items, [each.name for each in files]) == (3, ["out.csv", "out.csv.guidelines.md"])
 
     def answer(who, labels):
@@ -224,18 +224,18 @@ def test_two_reviewers_a_third_where_they_differ_and_their_agreement(prepared):
         return review.import_review(project, file.with_name(f"{who}.csv"))
 
     assert answer("ann", ["card", "card", "loan"])[1] == 3
-    assert versions.review_state(project).agreement is None
+    assert review.review_state(project).agreement is None
     assert answer("bob", ["card", "loan", "loan"])[1] == 3
     assert answer("bob", ["card", "loan", "loan"])[1] == 0
-    state = versions.review_state(project)
+    state = review.review_state(project)
     assert [item.id for item in state.open_items] == [asked[1].id]
     assert state.agreement.n_items == 3
-    assert versions.export_review(project, file, "csv")[0] == 1
+    assert review.export_review(project, file, "csv")[0] == 1
     assert answer("eve", ["loan"])[1] == 1
-    state = versions.review_state(project)
+    state = review.review_state(project)
     assert state.open_items == []
     assert [state.decisions[item.id].by for item in asked] == ["agreement", "majority", "agreement"]
-    assert {row["guideline_version"] for row in project.store.review_labels()} == {versions.guideline_version("Read first.")}
+    assert {row["guideline_version"] for row in project.store.review_labels()} == {guideline_version("Read first.")}
 
 
 # The commands

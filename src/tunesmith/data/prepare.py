@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +49,7 @@ class Prepared(Sifted):
         blocks: Columns of `block_schema()`, of the documents that were read from folders.
         pages: Columns of `PAGE_SCHEMA`, of the same documents.
         redacted: Kind of personal data -> how often it was replaced.
-        checks: What is to be said of the rows that came in new and can be used.
+        checks: What is to be said of the rows of the sources that can be used.
     """
 
     blocks: pl.DataFrame
@@ -68,6 +68,7 @@ def prepare_records(
     tools: Tools | None = None,
     project: str = "",
     withdrawals: Sequence[Withdrawal] = (),
+    discarded: Mapping[str, str] | None = None,
 ) -> Prepared:
     """Make the records of a dataset version.
 
@@ -82,10 +83,11 @@ def prepare_records(
         tools: What reads tokens and meaning, where the section asks for that.
         project: Name of the project; another one gets other pseudonyms.
         withdrawals: Documents that were taken back; they and their records go as `withdrawn`.
+        discarded: Id of a record -> why reviewers discarded it; it goes as `discarded`.
 
     Returns:
         Records and dropped rows. Reasons are those of `read_folder`, `validate`, `drop_exact_duplicates`, `split`,
-        `drop_near_duplicates` and `cap`, and `superseded` and `withdrawn`.
+        `drop_near_duplicates` and `cap`, and `superseded`, `withdrawn` and `discarded`.
 
     Raises:
         NotFoundError: a source does not exist.
@@ -110,9 +112,9 @@ def prepare_records(
     valid = validate(gathered.rows, labels, section)
     valid_standing = drop_invalid(_as_documents(standing), labels, section)
     valid_judged = drop_invalid(_as_documents(judged), labels, section)
-    new = valid.kept.join(standing, on="document_id", how="anti")
-    checks = check_records(new, section.checks, labels if previous is None else ())
+    checks = check_records(valid.kept, section.checks, labels)
     checks.stop()
+    new = valid.kept.join(standing, on="document_id", how="anti")
 
     tell(2)
     # A judgement may repeat the text that it corrects. Its copies in other splits are left to `split`, which calls them by their name.
@@ -132,9 +134,11 @@ def prepare_records(
     capped = cap(near.kept, stays, section)
 
     uncorrected, superseded = _supersede(old, kept_judged)
-    records = pl.concat([standing.join(uncorrected, on="id", how="semi"), kept_judged, make_records(capped.kept)]).sort("id")
+    together = pl.concat([standing.join(uncorrected, on="id", how="semi"), kept_judged, make_records(capped.kept)]).sort("id")
+    reviewed = _discard(together, discarded or {})
+    records = reviewed.kept
     steps_dropped = (gathered, valid, valid_standing, valid_judged, unique_judged, unique_new, parted, near, capped)
-    dropped = pl.concat([*(step.dropped for step in steps_dropped), superseded, gone]).sort("source", "source_line", "id", "reason")
+    dropped = pl.concat([*(step.dropped for step in steps_dropped), reviewed.dropped, superseded, gone]).sort("source", "source_line", "id", "reason")
     empty = [name for name in SPLITS if records.filter(split=name).is_empty()]
     if empty:
         raise DataError(
@@ -221,6 +225,14 @@ def make_records(documents: pl.DataFrame) -> pl.DataFrame:
         origin=pl.lit("source"),
     )
     return made.with_columns(id=pl.Series(ids, dtype=pl.String)).select(list(Record.frame_schema()))
+
+
+def _discard(records: pl.DataFrame, discarded: Mapping[str, str]) -> Sifted:
+    """Drop the train records that reviewers discarded."""
+    gone = records.filter(pl.col("id").is_in(list(discarded)), pl.col("split") == "train")
+    evidence = pl.Series([discarded[each] for each in gone["id"]], dtype=pl.String)
+    dropped = as_dropped(_with_digest(gone).with_columns(confidence="weight", reason=pl.lit("discarded"), evidence=evidence))
+    return Sifted(records.join(gone, on="id", how="anti", maintain_order="left"), dropped)
 
 
 def _as_documents(records: pl.DataFrame) -> pl.DataFrame:

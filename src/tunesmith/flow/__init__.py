@@ -8,6 +8,7 @@ Each function takes a project, does its arrow or finds that it was done for the 
 CLI and Python users call the same functions. A killed function is called again and continues.
 """
 
+from tunesmith.flow.audit import Audit, audit
 from tunesmith.flow.dataset import compare_datasets, data_report_of, nearest_records, newest_dataset, prepare, read
 from tunesmith.flow.evaluation import Calibration, calibrate, evaluate, evaluation_of
 from tunesmith.flow.loop import Outcome, finish, renew, run
@@ -17,8 +18,10 @@ from tunesmith.flow.training import plan, run_id, run_plan, train
 
 __all__ = [
     "CHAMPION",
+    "Audit",
     "Calibration",
     "Outcome",
+    "audit",
     "calibrate",
     "compare_datasets",
     "data_report_of",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from tunesmith.data.chunk import Embed
 from tunesmith.data.diff import Difference, diff
@@ -16,13 +19,16 @@ from tunesmith.data.prepare import Prepared, prepare_records
 from tunesmith.data.read import read_documents
 from tunesmith.data.report import data_report, page_pictures, render_html, render_json
 from tunesmith.data.settings import Source
+from tunesmith.data.sifted import no_rows
 from tunesmith.data.sources import Tools
 from tunesmith.data.versioning import version_with_dvc
 from tunesmith.data.withdrawn import read_withdrawals
-from tunesmith.entities import DatasetVersion, Run, content_id, utc_now
+from tunesmith.entities import DatasetVersion, Record, Run, content_id, utc_now
 from tunesmith.errors import DataError
 from tunesmith.files import file_sha256
+from tunesmith.flow.review import corrections
 from tunesmith.project import Project, needs_extra
+from tunesmith.review.decisions import Corrections
 from tunesmith.review.harvest import Harvest
 
 
@@ -59,25 +65,29 @@ def next_version(project: Project, parent: DatasetVersion | None, harvest: Harve
     """Freeze the version that follows a parent, with the records of judgements where some were harvested; unchanged inputs return the parent."""
     with project.step("prepare") as done:
         inputs = _input_digest(project)
-        if parent is not None and parent.inputs == inputs and harvest is None:
-            read(project, parent)
+        previous = read(project, parent) if parent else None
+        reviewed = corrections(project, no_rows(Record.frame_schema()) if previous is None else previous)
+        if parent is not None and parent.inputs == inputs and harvest is None and not reviewed.pending and not because:
             if project.config.data.dvc:
                 version_with_dvc(project.root, parent, parent.reason)
             done(_rows(parent), skipped=True)
             return parent
-        previous = read(project, parent) if parent else None
+        judged = _judged(harvest, reviewed)
         sifted = prepare_records(
             project.config.data,
             project.config.task.names,
             project.root,
             previous,
-            harvest.records if harvest else None,
+            judged,
             lambda what, at, n: project.progress.advance(at, n, what),
             _tools(project),
             project.config.project,
             read_withdrawals(project.root),
+            reviewed.discarded,
         )
-        reason = because or (f"{len(harvest.feedback)} judgements" if harvest else "sources or settings changed" if parent else "first version")
+        said = [f"{len(harvest.feedback)} judgements"] if harvest else []
+        said += [f"{reviewed.pending} records corrected in review"] if reviewed.pending else []
+        reason = because or ", ".join(said) or ("sources or settings changed" if parent else "first version")
         version = freeze(
             sifted.kept,
             sifted.dropped,
@@ -96,6 +106,13 @@ def next_version(project: Project, parent: DatasetVersion | None, harvest: Harve
         )
         done(_rows(version))
         return version
+
+
+def _judged(harvest: Harvest | None, reviewed: Corrections) -> pl.DataFrame:
+    """Join the records of judgements and of review items; where both correct one record, the judgement of its answer counts."""
+    if harvest is None:
+        return reviewed.records
+    return pl.concat([harvest.records, reviewed.records.join(harvest.records, on="supersedes", how="anti")])
 
 
 def _tools(project: Project) -> Tools:
@@ -132,7 +149,17 @@ def data_report_of(project: Project, dataset: DatasetVersion) -> dict[str, Any]:
     return report
 
 
-def _embedder(project: Project) -> Embed | None:
+def embed_texts(project: Project, texts: Sequence[str]) -> NDArray[np.float32]:
+    """Return unit vectors of texts by `data.embedding_model`, shape (n_texts, n_dimensions).
+
+    Raises:
+        NotFoundError: the model's package is not installed, or its folder does not exist.
+    """
+    embed = _embedder(project)
+    return embed(texts)
+
+
+def _embedder(project: Project) -> Embed:
     with needs_extra("train"):
         from tunesmith.models.embed import Embedder
     return Embedder(project.config.data.embedding_model, project.root).encode

@@ -1,15 +1,10 @@
-"""What people do with dataset versions after they are made: look, send, fetch, put back, and take a document out.
-
-Review items go out and labels come in here too, because both ask the project for its label space and guidelines.
-"""
+"""What people do with dataset versions after they are made: look, send, fetch, put back, and take a document out."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -18,12 +13,10 @@ from tunesmith.data.freeze import adopt, read_dropped, read_records
 from tunesmith.data.versioning import checkout_version, commit_file, known_versions, pull_versions, push_versions
 from tunesmith.data.withdrawn import FILE, Withdrawal, add_withdrawal, read_withdrawals
 from tunesmith.entities import SPLITS, DatasetVersion, utc_now
-from tunesmith.errors import ConfigError, NotFoundError
+from tunesmith.errors import NotFoundError
 from tunesmith.flow.dataset import newest_dataset, next_version
 from tunesmith.lineage import Node, walk
 from tunesmith.project import Project
-from tunesmith.review.agreement import Agreement, Decision, decide, measure_agreement
-from tunesmith.review.exchange import Format, Imported, ReviewItem, export_items, guideline_version, import_labels
 
 
 @dataclass(frozen=True)
@@ -201,82 +194,6 @@ def _find_documents(project: Project, document: str) -> pl.DataFrame:
             f"A document must be named by its id, one of its records, its source or SOURCE:LINE. Received: {document!r}. {why}", hint="tunesmith data show"
         )
     return rows
-
-
-# Review items
-
-
-@dataclass(frozen=True)
-class Review:
-    """Where the review of items stands.
-
-    Attributes:
-        items: All items, the most urgent first.
-        decisions: Item id -> what its labels come to.
-        agreement: Of reviewers beyond chance; None while no item has two labels.
-    """
-
-    items: list[ReviewItem]
-    decisions: dict[str, Decision]
-    agreement: Agreement | None
-
-    @property
-    def open_items(self) -> list[ReviewItem]:
-        """Items that want another label."""
-        return [item for item in self.items if self.decisions[item.id].reviewers_wanted]
-
-
-def ask_reviewers(project: Project, items: Iterable[ReviewItem]) -> int:
-    """Put items into the review, with today's guidelines and number of reviewers. Returns how many were new."""
-    stamp = {"guideline_version": guideline_version(read_guidelines(project)), "reviewers": project.config.review.reviewers}
-    return project.store.put_review_items(item.model_dump(mode="json") | stamp for item in items)
-
-
-def review_state(project: Project) -> Review:
-    """Say what was decided, what is open, and how far reviewers agree."""
-    items = [ReviewItem.model_validate(row) for row in project.store.review_items()]
-    given: dict[str, list[tuple[str, str]]] = {item.id: [] for item in items}
-    for row in project.store.review_labels():
-        if row["item_id"] in given:
-            given[row["item_id"]].append((row["reviewer"], row["label"]))
-    adjudicators = frozenset(project.config.review.adjudicators)
-    decisions = {item.id: decide(given[item.id], item.reviewers, adjudicators) for item in items}
-    # An adjudicator has seen what others said, which is no second opinion.
-    labels = {name: {who: label for who, label in pairs if who not in adjudicators} for name, pairs in given.items()}
-    return Review(items, decisions, measure_agreement(labels) if any(len(pairs) > 1 for pairs in labels.values()) else None)
-
-
-def read_guidelines(project: Project) -> str:
-    """Return the text of `review.guidelines`, empty when none is named.
-
-    Raises:
-        ConfigError: the file is not there.
-    """
-    name = project.config.review.guidelines
-    if not name:
-        return ""
-    try:
-        return (project.root / name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"review.guidelines must name a UTF-8 file. Received: {name}.", hint="tunesmith config explain review.guidelines") from None
-
-
-def export_review(project: Project, path: Path, form: Format, limit: int | None = None) -> tuple[int, list[Path]]:
-    """Write the open items, the most urgent first, to a file for a labelling tool. Returns their number and the files."""
-    items = review_state(project).open_items[:limit]
-    return len(items), export_items(items, path, form, project.config.task.names, read_guidelines(project))
-
-
-def import_review(project: Project, path: Path, reviewer: str = "") -> tuple[Imported, int]:
-    """Read what reviewers said and store it. Returns what the file held and how many labels were new.
-
-    Raises:
-        NotFoundError: the file does not exist.
-        DataError: the file has no known format.
-    """
-    items = [ReviewItem.model_validate(row) for row in project.store.review_items()]
-    imported = import_labels(path, items, project.config.task.names, reviewer)
-    return imported, project.store.put_review_labels(label.model_dump(mode="json") for label in imported.labels)
 
 
 def this_user() -> str:

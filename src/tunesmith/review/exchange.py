@@ -28,7 +28,10 @@ from tunesmith.entities import content_id, utc_now
 from tunesmith.errors import DataError, NotFoundError
 from tunesmith.files import write_text
 
-Reason = Literal["label_error", "outlier", "near_duplicate", "low_confidence", "ocr"]
+DISCARD = "(discard)"
+"""What a reviewer answers instead of a label when the text is not worth learning from."""
+
+Reason = Literal["label_error", "outlier", "garbage", "near_duplicate", "low_confidence", "ocr"]
 Format = Literal["label-studio", "argilla", "csv"]
 
 _CSV_COLUMNS = (

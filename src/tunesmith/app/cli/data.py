@@ -1,4 +1,4 @@
-"""`tunesmith data log | show | diff | push | pull | checkout | withdraw`: dataset versions."""
+"""`tunesmith data log | show | diff | audit | push | pull | checkout | withdraw`: dataset versions."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from tunesmith.app.cli.options import JsonOption, ProjectOption, open_project, show
+from tunesmith.app.cli.options import JsonOption, ProjectOption, SetOption, open_project, show
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
     group = typer.Typer(help="Look at dataset versions, send and fetch them, and take documents out of them.", no_args_is_help=True)
-    for command in (log, show_version, diff, push, pull, checkout, withdraw):
+    for command in (log, show_version, diff, audit, push, pull, checkout, withdraw):
         group.command("show" if command is show_version else command.__name__)(command)
     app.add_typer(group, name="data")
 
@@ -77,6 +77,25 @@ def show_version(version: VersionArgument = "", project: ProjectOption = Path(),
         for row in found.dropped.iter_rows(named=True)
     ]
     show(as_json, found.to_dict(), "\n".join(lines), next_command=f"tunesmith lineage {found.version.id}")
+
+
+def audit(project: ProjectOption = Path(), overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """Look for label errors, outliers, noise and unsure OCR in the newest dataset version, and open a review item for each."""
+    from tunesmith import flow
+    from tunesmith.errors import NotFoundError
+
+    opened = open_project(project, overrides, as_json=as_json)
+    with opened.lock("tunesmith data audit"):
+        dataset = flow.newest_dataset(opened)
+        if dataset is None:
+            raise NotFoundError("There is no dataset version yet.", hint="tunesmith prepare")
+        found = flow.audit(opened, dataset)
+    lines = [f"  {count:>7,} {reason}" for reason, count in found.reasons.items()]
+    lines.append(f"  about {found.label_error_rate:.1%} of the train labels do not fit their text, by estimate")
+    lines += [f"  {item.score:.2f}  {item.reason:<12} {item.target_id}  {item.evidence['why']}: {item.text[:80]!r}" for item in found.items[:5]]
+    items = [item.model_dump(mode="json") for item in found.items]
+    value = {"items": items, "label_error_rate": found.label_error_rate, "new": found.new}
+    show(as_json, value, "\n".join(lines), next_command="tunesmith review export items.csv --format csv")
 
 
 def push(version: VersionArgument = "", project: ProjectOption = Path(), as_json: JsonOption = False) -> None:

@@ -104,7 +104,7 @@ def review_export(
     as_json: JsonOption = False,
 ) -> None:
     """Write the review items that want a label to a file for a labelling tool."""
-    from tunesmith.flow.versions import export_review
+    from tunesmith.flow.review import export_review
 
     n_items, files = export_review(open_project(project, None, as_json=True), file, form.value, limit)
     text = f"{n_items:,} items in {', '.join(map(str, files))}" if n_items else "No review item wants a label."
@@ -120,7 +120,7 @@ def review_import(
     """Read what reviewers said about review items."""
     from dataclasses import asdict
 
-    from tunesmith.flow.versions import import_review, review_state
+    from tunesmith.flow.review import import_review, review_state
 
     opened = open_project(project, None, as_json=True)
     imported, n_new = import_review(opened, file, reviewer)

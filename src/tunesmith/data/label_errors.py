@@ -1,0 +1,246 @@
+"""Which labels are wrong, and which answers belong to another prompt?
+
+Confident learning on three views of a text that fail differently: logistic regression on embeddings, the labels of the
+nearest neighbours, and logistic regression on TF-IDF of words and word pairs. Probabilities are out of fold: no view saw
+the label that it judges. Their mean gives, per pair of classes, how many rows carry the one label and belong to the other;
+rows are proposed up to those numbers, by class and by pair of classes, where another label also leads clearly. Then the views
+learn once more without the rows proposed so far, which would teach them the errors, and judge all rows again. The share of
+errors is estimated, never told; labels that are a matter of taste count as errors too, so that it is an upper guide.
+
+All is proposals for reviewers, with the nearest neighbours as evidence. Folds depend on the text and the seed: the order of
+the rows changes nothing beyond rounding.
+
+Sources: Northcutt, Jiang and Chuang 2021, Confident Learning (thresholds, joint, pruning by class and by noise rate);
+Conneau et al. 2018, Word Translation Without Parallel Data (margins over the best alternatives, for mismatched answers).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from tunesmith.errors import DataError, MissingExtraError
+
+LABEL_ERRORS_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "position": pl.Int64,
+    "label": pl.String,  # as given
+    "suggested": pl.String,  # the most probable other label
+    "score": pl.Float64,  # 1 - out-of-fold probability of the given label, in [0, 1]
+    "is_proposed": pl.Boolean,
+    "neighbours": pl.List(pl.Int64),  # positions, nearest first
+    "similarities": pl.List(pl.Float64),  # cosines to them
+}
+MISMATCHES_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "position": pl.Int64,
+    "score": pl.Float64,  # in [-4, 4]; above 0 another partner fits better
+    "better_response": pl.Int64,  # position of the other response that fits this prompt best
+    "better_prompt": pl.Int64,  # position of the other prompt that fits this response best
+}
+
+_NEIGHBOURS = 15  # whose labels are a view
+_TEMPERATURE = 0.1  # of their cosines: one that is 0.1 nearer counts e times as much
+_MOST_TERMS = 50_000
+_LEAST_LEAD = 0.3  # of the suggested label over the given one
+
+
+@dataclass(frozen=True)
+class LabelErrors:
+    """What confident learning found.
+
+    Attributes:
+        rows: Columns of `LABEL_ERRORS_SCHEMA`, one row a row, in the order of the input.
+        error_rate: Estimated share of rows whose label is wrong.
+        joint: shape (n_labels, n_labels). Estimated share of rows with a given label (row) that belong to another (column).
+        labels: Names of the joint's rows and columns, sorted.
+    """
+
+    rows: pl.DataFrame
+    error_rate: float
+    joint: NDArray[np.float64]
+    labels: tuple[str, ...]
+
+
+def find_label_errors(
+    texts: Sequence[str], labels: Sequence[str], embeddings: NDArray[np.float32], *, n_folds: int = 5, n_neighbours: int = 5, seed: int = 0
+) -> LabelErrors:
+    """Score every label and propose those that are probably wrong.
+
+    Args:
+        texts: n texts.
+        labels: n labels as given; at least 2 different ones.
+        embeddings: shape (n, D). Unit vectors of a contextual model.
+        n_folds: Parts of the data, each judged by models that learned from the others; at least 2.
+        n_neighbours: Rows named as evidence.
+        seed: Of the folds.
+
+    Raises:
+        DataError: the inputs differ in number, or there are fewer than 2 labels or rows than folds.
+        MissingExtraError: scikit-learn is not installed.
+    """
+    names, given = np.unique(np.asarray(labels, dtype=np.str_), return_inverse=True)
+    if not len(texts) == len(labels) == len(embeddings):
+        raise DataError(f"Each text needs one label and one embedding. Received: {len(texts)} texts, {len(labels)} labels, {len(embeddings)} embeddings.")
+    if len(names) < 2 or len(texts) < n_folds:
+        raise DataError(f"Label errors need 2 labels and {n_folds} rows at least. Received: {len(names)} labels, {len(texts)} rows.")
+    from tunesmith.models.neighbours import nearest
+
+    views = _Views(texts, given, embeddings, len(names), _folds(texts, given, n_folds, seed))
+    trusted = np.ones(len(given), dtype=bool)
+    for _ in range(2):
+        probability = views.probabilities(trusted)
+        joint = estimate_joint(probability, given)
+        proposed = _proposals(probability, given, joint)
+        trusted = ~proposed
+    others = probability.copy()
+    others[np.arange(len(given)), given] = -1
+    positions, cosines = nearest(embeddings, embeddings, n_neighbours, exclude_self=True)
+    columns = {
+        "position": np.arange(len(given)),
+        "label": names[given],
+        "suggested": names[others.argmax(1)],
+        "score": 1 - probability[np.arange(len(given)), given],
+        "is_proposed": proposed,
+        "neighbours": positions.tolist(),
+        "similarities": cosines.tolist(),
+    }
+    return LabelErrors(pl.DataFrame(columns, schema=LABEL_ERRORS_SCHEMA), float(1 - np.trace(joint)), joint, tuple(names.tolist()))
+
+
+def estimate_joint(probability: NDArray[np.float64], given: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Estimate how often each given label stands for each true one.
+
+    Args:
+        probability: shape (n, n_labels). Out-of-fold probabilities, rows summing to 1.
+        given: shape (n,). Labels as given.
+
+    Returns:
+        shape (n_labels, n_labels). Shares summing to 1; rows are given labels, columns true ones.
+
+    Source:
+        Northcutt et al. 2021, equations 1 and 2: a row counts for the class whose probability, beyond the class's mean
+        probability over the rows that carry its label, is highest; then rows are scaled to the given labels' counts.
+    """
+    n, n_labels = probability.shape
+    counts = np.bincount(given, minlength=n_labels)
+    own = np.bincount(given, weights=probability[np.arange(n), given], minlength=n_labels)
+    threshold = np.divide(own, counts, out=np.ones(n_labels), where=counts > 0)
+    beyond = np.where(probability >= threshold - 1e-9, probability, -1)
+    counted = np.flatnonzero(beyond.max(1) >= 0)
+    confident = np.zeros((n_labels, n_labels))
+    np.add.at(confident, (given[counted], beyond[counted].argmax(1)), 1)
+    np.fill_diagonal(confident, np.maximum(np.diagonal(confident), 1))
+    scaled = confident / confident.sum(1, keepdims=True) * counts[:, None]
+    return scaled / scaled.sum()  # type: ignore[no-any-return]
+
+
+def _proposals(probability: NDArray[np.float64], given: NDArray[np.int64], joint: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Propose rows that pruning by class and pruning by noise rate agree on, and where the other label leads clearly."""
+    n, n_labels = probability.shape
+    by_class, by_rate = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+    for label in range(n_labels):
+        members = np.flatnonzero(given == label)
+        own = probability[members, label]
+        wrong = round(n * (joint[label].sum() - joint[label, label]))
+        by_class[members[np.argsort(own, kind="stable")[:wrong]]] = True
+        for other in range(n_labels):
+            if other != label:
+                margin = own - probability[members, other]
+                by_rate[members[np.argsort(margin, kind="stable")[: round(n * joint[label, other])]]] = True
+    lead = probability.max(1) - probability[np.arange(n), given]
+    return by_class & by_rate & (lead >= _LEAST_LEAD)  # type: ignore[no-any-return]
+
+
+def _folds(texts: Sequence[str], given: NDArray[np.int64], n_folds: int, seed: int) -> NDArray[np.int64]:
+    """Return each row's fold: rows of a class are dealt out in the order of a hash of text and seed."""
+    hashes = [hashlib.blake2b(f"{seed}\0{text}".encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts]
+    fold = np.empty(len(texts), dtype=np.int64)
+    for label in np.unique(given):
+        members = sorted(np.flatnonzero(given == label).tolist(), key=lambda row: hashes[row])
+        fold[members] = (np.arange(len(members)) + label) % n_folds
+    return fold
+
+
+class _Views:
+    """Three out-of-fold classifiers of the same rows."""
+
+    def __init__(self, texts: Sequence[str], given: NDArray[np.int64], embeddings: NDArray[np.float32], n_labels: int, fold: NDArray[np.int64]) -> None:
+        try:
+            from sklearn.feature_extraction.text import TfidfVectorizer
+        except ImportError:
+            raise MissingExtraError("scikit-learn", "data") from None
+        from tunesmith.models.neighbours import nearest
+
+        self._given, self._embeddings, self._n_labels, self._fold = given, embeddings, n_labels, fold
+        terms = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(texts) > 100 else 1, max_features=_MOST_TERMS, token_pattern=r"\w+")  # noqa: S106 - of words
+        self._terms = terms.fit_transform([text or "empty" for text in texts])
+        # More than are asked, for some may not be trusted.
+        self._near, self._cosine = nearest(embeddings, embeddings, 2 * _NEIGHBOURS, exclude_self=True)
+
+    def probabilities(self, trusted: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Return the mean of the views, shape (n, n_labels), learned from the trusted rows alone."""
+        return (self._regression(self._embeddings, trusted) + self._regression(self._terms, trusted) + self._neighbours(trusted)) / 3
+
+    def _regression(self, features: Any, trusted: NDArray[np.bool_]) -> NDArray[np.float64]:
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.utils._testing import ignore_warnings
+
+        probability = np.full((len(self._given), self._n_labels), 1 / self._n_labels)
+        for number in np.unique(self._fold):
+            learn, judge = np.flatnonzero((self._fold != number) & trusted), np.flatnonzero(self._fold == number)
+            if len(np.unique(self._given[learn])) < 2:
+                continue
+            model = ignore_warnings(category=ConvergenceWarning)(LogisticRegression(C=10, max_iter=100).fit)(features[learn], self._given[learn])
+            probability[judge] = 0
+            probability[np.ix_(judge, model.classes_)] = model.predict_proba(features[judge])
+        return probability
+
+    def _neighbours(self, trusted: NDArray[np.bool_]) -> NDArray[np.float64]:
+        usable = trusted[self._near]
+        usable &= usable.cumsum(1) <= _NEIGHBOURS
+        weight = np.exp((self._cosine.astype(np.float64) - 1) / _TEMPERATURE) * usable
+        votes = np.zeros((len(self._given), self._n_labels))
+        for column in range(self._near.shape[1]):
+            votes[np.arange(len(votes)), self._given[self._near[:, column]]] += weight[:, column]
+        prior = np.bincount(self._given[trusted], minlength=self._n_labels) / max(int(trusted.sum()), 1)
+        total = votes.sum(1, keepdims=True)
+        share = np.divide(votes, total, out=np.tile(prior, (len(votes), 1)), where=total > 0)
+        return (share * _NEIGHBOURS + prior) / (_NEIGHBOURS + 1)  # type: ignore[no-any-return]
+
+
+def score_mismatches(prompts: NDArray[np.float32], responses: NDArray[np.float32]) -> pl.DataFrame:
+    """Score, for instruction data, how far each response is from belonging to its prompt.
+
+    The score is how much better the best other response fits the prompt, and the best other prompt the response, than the
+    two fit each other: swapped answers stand out, and so do answers to nothing in the data, somewhat less.
+
+    Args:
+        prompts: shape (n, D). Unit vectors of a contextual model.
+        responses: shape (n, D). Those of the responses, in the same order.
+
+    Returns:
+        Columns of `MISMATCHES_SCHEMA`, in the order of the input. To be read from the highest score down.
+
+    Raises:
+        DataError: prompts and responses differ in number, or there are fewer than 2.
+    """
+    if len(prompts) != len(responses) or len(prompts) < 2:
+        raise DataError(f"Mismatches need two pairs or more, one response a prompt. Received: {len(prompts)} prompts, {len(responses)} responses.")
+    from tunesmith.models.neighbours import nearest
+
+    response, response_cosine = nearest(prompts, responses, 1, exclude_self=True)
+    prompt, prompt_cosine = nearest(responses, prompts, 1, exclude_self=True)
+    own = np.einsum("ij,ij->i", prompts, responses)
+    columns = {
+        "position": np.arange(len(own)),
+        "score": (response_cosine[:, 0] + prompt_cosine[:, 0] - 2 * own).astype(np.float64),
+        "better_response": response[:, 0],
+        "better_prompt": prompt[:, 0],
+    }
+    return pl.DataFrame(columns, schema=MISMATCHES_SCHEMA)
