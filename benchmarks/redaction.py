@@ -155,7 +155,7 @@ def main() -> None:
     arguments = parser.parse_args()
     n_letters, n_clean, n_rounds = (200, 300, 1) if arguments.quick else (1500, 3000, 5)
     letters = {
-        "chance letters (not tuned on)": letters_of("chance", n_letters, SEED),
+        "chance letters (no text looked at)": letters_of("chance", n_letters, SEED),
         "fakerator letters (looked at once: shapes of units in addresses)": letters_of("fakerator", n_letters, SEED),
         "mimesis letters (tuned on)": mimesis_texts(n_letters, SEED),
         "Faker letters (tuned on)": faker_texts(n_letters, SEED),
