@@ -142,6 +142,15 @@ class AuditSection(Section):
     """Records that the OCR is less sure of become review items."""
 
 
+class ContaminationSection(Section):
+    """Texts that measure a model, among the texts that teach it."""
+
+    benchmarks: tuple[str, ...] = ()
+    """Files of benchmark texts, relative to the project, that the training texts are held against."""
+    false_positive_rate: float = Field(default=0.01, gt=0, lt=1)
+    """Most unrelated texts that may be named as leaks, if they are like training texts as those are like each other."""
+
+
 class DataSection(Section):
     """Documents, their validation and their splits."""
 

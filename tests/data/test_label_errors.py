@@ -1,0 +1,148 @@
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunesmith.data import label_errors
+from tunesmith.data.label_errors import LABEL_ERRORS_SCHEMA, MISMATCHES_SCHEMA, estimate_joint, find_label_errors, score_mismatches
+from tunesmith.errors import DataError
+
+NAMES = ("card", "loan", "mortgage")
+
+
+def planted(seed=0, n=360, rate=0.1, dimension=12):
+    """Texts and vectors of three classes that can be told apart, and labels of which some are wrong: card and loan twice as often as mortgage."""
+    draw = np.random.default_rng(seed)
+    truth = draw.integers(0, 3, n)
+    centres = draw.normal(size=(3, dimension))
+    vectors = 2 * centres[truth] + draw.normal(size=(n, dimension))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    words = [[f"{NAMES[label]}{draw.integers(8)}" if draw.random() < 0.4 else f"w{draw.integers(40)}" for _ in range(8)] for label in truth]
+    texts = [f"{' '.join(found)} {number}" for number, found in enumerate(words)]
+    wrong = draw.random(n) < np.array([1.2, 1.2, 0.6])[truth] * rate
+    given_ = np.where(wrong, (truth + draw.integers(1, 3, n)) % 3, truth)
+    return texts, [NAMES[label] for label in given_], vectors, wrong, [NAMES[label] for label in truth]
+
+
+@pytest.fixture(scope="module")
+def found():
+    texts, labels, vectors, wrong, truth = planted()
+    return find_label_errors(texts, labels, vectors), wrong, truth
+
+
+def test_planted_errors_are_proposed_with_the_right_label(found):
+    errors, wrong, truth = found
+    rows = errors.rows.with_columns(wrong=wrong, truth=pl.Series(truth))
+    assert errors.rows.schema == pl.Schema(LABEL_ERRORS_SCHEMA)
+    proposed = rows.filter("is_proposed")
+    assert proposed["wrong"].mean() > 0.8
+    assert proposed["wrong"].sum() > 0.8 * wrong.sum()
+    assert (proposed.filter("wrong")["suggested"] == proposed.filter("wrong")["truth"]).mean() > 0.9
+    best = rows.sort("score", descending=True).head(int(wrong.sum()))
+    assert best["wrong"].mean() > 0.8
+    assert rows["score"].is_between(0, 1).all()
+    assert (rows["label"] != rows["suggested"]).all()
+
+
+def test_the_error_rate_is_estimated(found):
+    errors, wrong, _ = found
+    assert errors.error_rate == pytest.approx(wrong.mean(), abs=0.05)
+    assert errors.labels == NAMES
+    assert errors.joint.sum() == pytest.approx(1)
+    clean = planted(1, rate=0.0)
+    assert find_label_errors(*clean[:3]).error_rate < 0.05
+
+
+def test_evidence_names_the_nearest_rows_and_never_the_row_itself(found):
+    errors, _, _ = found
+    vectors = planted()[2]
+    for position, near, cosines in errors.rows.select("position", "neighbours", "similarities").head(20).iter_rows():
+        assert position not in near
+        assert cosines == sorted(cosines, reverse=True)
+        assert cosines[0] == pytest.approx(np.sort(vectors @ vectors[position])[-2], abs=1e-5)
+
+
+def test_the_order_of_the_rows_changes_nothing_but_rounding(found):
+    errors, _, _ = found
+    texts, labels, vectors, _, _ = planted()
+    order = np.random.default_rng(5).permutation(len(texts))
+    shuffled = find_label_errors([texts[at] for at in order], [labels[at] for at in order], vectors[order]).rows
+    np.testing.assert_allclose(shuffled["score"].to_numpy(), errors.rows["score"].to_numpy()[order], atol=0.02)
+    assert (shuffled["is_proposed"].to_numpy() != errors.rows["is_proposed"].to_numpy()[order]).sum() <= 2
+
+
+def test_no_view_saw_the_label_that_it_judges():
+    """A row's probabilities stay the same when its own label changes, but for what its fold's fellows learn from nothing else."""
+    texts, labels, vectors, _, _ = planted(2, n=90)
+    _, given_ = np.unique(labels, return_inverse=True)
+    fold = np.arange(90) % 5
+    changed = given_.copy()
+    changed[fold == 0] = (changed[fold == 0] + 1) % 3
+    everything = np.ones(90, dtype=bool)
+
+    def regression(labels_):
+        views = label_errors._Views(texts, labels_, vectors, 3, fold)
+        return views._regression(vectors, everything)[fold == 0]
+
+    np.testing.assert_array_equal(regression(given_), regression(changed))
+    one = given_.copy()
+    one[7] = (one[7] + 1) % 3
+    votes = [label_errors._Views(texts, labels_, vectors, 3, fold)._neighbours(everything)[7] for labels_ in (given_, one)]
+    np.testing.assert_allclose(*votes, atol=0.01)  # the prior alone knows
+
+
+@given(st.integers(2, 5), st.integers(0, 30), st.integers(0, 99))
+@settings(deadline=None)
+def test_the_joint_is_a_distribution_with_the_given_labels_as_margin(n_labels, n, seed):
+    draw = np.random.default_rng(seed)
+    given_ = np.concatenate([np.arange(n_labels), draw.integers(0, n_labels, n)])
+    joint = estimate_joint(draw.dirichlet(np.ones(n_labels), len(given_)), given_)
+    assert joint.min() >= 0
+    np.testing.assert_allclose(joint.sum(1), np.bincount(given_) / len(given_), atol=1e-12)
+
+
+def test_the_joint_beside_an_example_counted_by_hand():
+    probability = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.1, 0.9], [0.3, 0.7]])
+    # Means of the own class: (0.9 + 0.8 + 0.1) / 3 = 0.6 and 0.8. Row 4 reaches neither and is not counted.
+    expected = np.array([[2, 1], [0, 1]])
+    scaled = expected / expected.sum(1, keepdims=True) * np.array([[3], [2]])
+    np.testing.assert_allclose(estimate_joint(probability, np.array([0, 0, 0, 1, 1])), scaled / 5)
+
+
+def test_too_little_to_learn_from_is_refused():
+    vectors = np.eye(4, dtype=np.float32)
+    with pytest.raises(DataError, match="Received: 1 labels, 4 rows"):
+        find_label_errors(["a"] * 4, ["x"] * 4, vectors)
+    with pytest.raises(DataError, match="3 texts, 4 labels, 4 embeddings"):
+        find_label_errors(["a"] * 3, ["x"] * 4, vectors)
+    with pytest.raises(DataError, match="1 prompts, 1 responses"):
+        score_mismatches(vectors[:1], vectors[:1])
+
+
+def test_rare_labels_and_empty_texts_are_judged_too():
+    texts, labels, vectors, _, _ = planted(3, n=60)
+    errors = find_label_errors(["", *texts[1:]], ["rare", *labels[1:]], vectors, n_folds=3)
+    assert len(errors.rows) == 60
+    assert errors.rows["score"][0] > 0.9
+    assert errors.rows["score"].is_between(0, 1).all()
+
+
+def test_swapped_answers_stand_out_and_name_each_other():
+    draw = np.random.default_rng(0)
+    meaning = draw.normal(size=(200, 24))
+
+    def said():
+        vectors = meaning + 0.7 * draw.normal(size=meaning.shape)
+        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+    prompts, responses = said(), said()
+    swapped = np.array([3, 50, 120, 7])
+    responses[swapped] = responses[np.roll(swapped, 1)]
+    found = score_mismatches(prompts, responses)
+    assert found.schema == pl.Schema(MISMATCHES_SCHEMA)
+    assert set(found.sort("score", descending=True)["position"].head(4)) == set(swapped.tolist())
+    assert found["better_prompt"].gather(swapped).to_list() == np.roll(swapped, 1).tolist()
+    assert found["better_response"].gather(np.roll(swapped, 1)).to_list() == swapped.tolist()
+    order = draw.permutation(200)
+    np.testing.assert_allclose(score_mismatches(prompts[order], responses[order])["score"].to_numpy(), found["score"].to_numpy()[order], atol=1e-5)
