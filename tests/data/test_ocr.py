@@ -62,7 +62,7 @@ def test_words_of_tsv_have_boxes_and_confidences_in_zero_to_one():
     assert read_tsv(head + rows) == [Word('say"', Box(10, 20, 40, 60), 0.965)]
 
 
-def test_a_bar_between_words_is_the_letter_and_one_that_stands_apart_is_a_bar():
+def test_bars_between_words_are_letters_and_signs_before_list_items_are_dots():
     head = "level\tpage_num\tblock_num\tpar_num\tline_num\tword_num\tleft\ttop\twidth\theight\tconf\ttext\n"
 
     def line(number, *words):
@@ -70,6 +70,9 @@ def test_a_bar_between_words_is_the_letter_and_one_that_stands_apart_is_a_bar():
 
     rows = line(1, (0, 50, 20, "and"), (58, 3, 22, "|"), (70, 40, 20, "paid")) + line(2, (0, 50, 20, "left"), (90, 3, 22, "|"), (140, 40, 20, "right"))
     rows += line(3, (0, 50, 20, "tall"), (58, 3, 60, "|")) + line(4, (0, 30, 20, "|'ve"))
+    dots = line(5, (0, 10, 20, "\u00a9"), (20, 40, 20, "item")) + line(6, (0, 10, 20, "\u00a2"), (20, 40, 20, "item"))
+    assert [word.text for word in read_tsv(head + dots)] == ["\u2022", "item", "\u2022", "item"]
+    assert [word.text for word in read_tsv(head + line(5, (0, 10, 20, "\u00a9"), (20, 40, 20, "2026")))] == ["\u00a9", "2026"]
     assert [word.text for word in read_tsv(head + rows)] == ["and", "I", "paid", "left", "|", "right", "tall", "|", "I've"]
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from known_documents import as_pdf, picture_of, two_columns_pdf
+from known_documents import as_pdf, picture_of, prose, two_columns_pdf
 from PIL import Image, ImageDraw
 
 from tunesmith.data.blocks import Box, Word
@@ -20,8 +20,13 @@ def test_the_turn_that_makes_a_page_upright_is_found(page, lean, quarters):
     turned = page.rotate(lean, resample=Image.Resampling.BICUBIC, fillcolor=255, expand=True).rotate(90 * quarters, expand=True)
     turn = find_turn(turned)
     assert turn.lean == pytest.approx(-lean, abs=0.3)
-    # Upside down is not told apart: that is the engine's to notice.
     assert (turn.quarters + quarters) % 2 == 0
+
+
+@pytest.mark.parametrize("quarters", range(4))
+def test_prose_upside_down_is_seen_by_the_sharper_edge_of_its_lines(quarters):
+    image = picture_of(as_pdf([("paragraph", prose(number, 8)) for number in range(4)]), resolution=100)
+    assert find_turn(image.rotate(90 * quarters, expand=True)).quarters == (4 - quarters) % 4
 
 
 def test_a_page_of_columns_is_not_taken_for_one_on_its_side():

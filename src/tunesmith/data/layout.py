@@ -5,12 +5,15 @@ liteparse (PDFium and heuristics in Rust, no model) finds columns, headings and 
 way: they are set as a PDF page of their own, each word in its place and the ruled lines with them, so there is one layout
 code for text layers and scans. All lengths are PDF points from the top left.
 
+liteparse writes typographic dashes and quotation marks as their ASCII counterparts; so do the blocks.
+
 What this does not do: read files (`pdf.py`), recognise words (`ocr.py`), straighten scans (`scan.py`).
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
@@ -108,8 +111,6 @@ def page_blocks(parsed: ParsedPage, page: int, words: Sequence[Word] | None = No
         words: What an OCR read, whose confidence the blocks take on; None for a text layer, which has 1.0.
     """
     placed = [_word(word) for item in parsed.text_items for word in item.words]
-    read = [box for found in parsed.blocks or [] if found.kind not in ("rule", "figure") and (box := _box(found))]
-    left_out = [word for word in placed if not any(_inside(word.box, box, 2.0) for box in read)]
     made: list[Block] = []
     items: list[LayoutBlock] = []
     for found in parsed.blocks or []:
@@ -121,11 +122,24 @@ def page_blocks(parsed: ParsedPage, page: int, words: Sequence[Word] | None = No
         made += _blocks(found, page, placed)
     made += _list(items, page)
     # Text in figures, and what stands aside: at the end of the page, rather than nowhere.
-    made += [Block("paragraph", line.text, page, None, line.box) for line in _lines(left_out)]
+    made += [Block("paragraph", line.text, page, None, line.box) for line in _lines(_left_out(placed, made))]
     made = [block for block in made if block.text.strip()]
     if words is None:
         return made
     return [block._replace(confidence=_confidence_in(block.box, words)) for block in made]
+
+
+def _left_out(placed: Sequence[Word], blocks: Sequence[Block]) -> list[Word]:
+    """Return the words that stand in no block's box and in no block's text either: boxes alone are not exact."""
+    told = Counter(token for block in blocks for token in re.split(r"[\s|]+", block.text))
+    missing = Counter(word.text for word in placed) - told
+    boxes = [block.box for block in blocks if block.box]
+    left = []
+    for word in placed:
+        if missing[word.text] and not any(_inside(word.box, box, 2.0) for box in boxes):
+            missing[word.text] -= 1
+            left.append(word)
+    return left
 
 
 def _word(word: Any) -> Word:

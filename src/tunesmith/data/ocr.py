@@ -96,7 +96,8 @@ class Tesseract:
 def read_tsv(text: str) -> list[Word]:
     """Read the words of Tesseract's TSV; its level 5 is a word, its confidence a percentage.
 
-    It takes the I of fonts without serifs for a bar; one between words that stand close to it is an I again.
+    It takes the I of fonts without serifs for a bar, and the dot of a list for signs of money and rights: a bar between words
+    that stand close to it is an I again, such a sign at the beginning of two lines or more of a page is a dot.
     """
     words: list[Word] = []
     lines: list[tuple[str, ...]] = []
@@ -105,7 +106,13 @@ def read_tsv(text: str) -> list[Word]:
             x, y, width, height = (float(row[name]) for name in ("left", "top", "width", "height"))
             words.append(Word(row["text"].strip(), Box(x, y, x + width, y + height), min(max(float(row["conf"]) / 100, 0.0), 1.0)))
             lines.append(tuple(row[name] for name in ("page_num", "block_num", "par_num", "line_num")))
+    firsts = [at for at in range(len(words)) if (at == 0 or lines[at] != lines[at - 1]) and words[at].text in _DOTS]
+    for at in firsts if len(firsts) > 1 else ():
+        words[at] = words[at]._replace(text="\u2022")
     return [_mended(word, [words[near] for near in (at - 1, at + 1) if 0 <= near < len(words) and lines[near] == lines[at]]) for at, word in enumerate(words)]
+
+
+_DOTS = {"\u00a2", "\u00a9", "\u00ae", "\u00ab"}
 
 
 def _mended(word: Word, beside: Sequence[Word]) -> Word:
@@ -131,8 +138,10 @@ class RapidOcr:
         except ImportError:
             raise MissingExtraError("rapidocr", "ocr") from None
         one_thread = {"EngineConfig.onnxruntime.intra_op_num_threads": 1, "EngineConfig.onnxruntime.inter_op_num_threads": 1}
-        # As drawn: small pictures would be blown up to 736 pixels.
-        self._engine = RapidOCR(params={"Global.log_level": "critical", "Det.limit_type": "max", "Det.limit_side_len": 2000, **one_thread})
+        # As drawn: small pictures would be blown up to 736 pixels. The page is upright: lines turned one by one can only go wrong.
+        self._engine = RapidOCR(
+            params={"Global.log_level": "critical", "Global.use_cls": False, "Det.limit_type": "max", "Det.limit_side_len": 2000, **one_thread}
+        )
 
     def recognise(self, image: Image) -> list[Word]:
         """Return the words of all lines found."""

@@ -2,8 +2,8 @@
 
 Which way the lines of text run, and how far they lean, is seen in how sharply the rows of dark pixels alternate with light
 ones; the page is turned before anything is recognised, because OCR engines lose words on leaning lines and all of them on
-pages that lie on their side. Upside down looks the same to that measure: it is tried when the engine is unsure. Angles are
-degrees counterclockwise, as Pillow turns pictures; lengths come in pixels and leave in points.
+pages that lie on their side. Upside down is a guess, by which edge of the lines is the sharper one, and tried the other way
+when the engine is unsure. Angles are degrees counterclockwise, as Pillow turns pictures; lengths come in pixels and leave in points.
 
 What this does not do: recognise (`ocr.py`) or find blocks (`layout.py`).
 
@@ -42,7 +42,7 @@ class Turn(NamedTuple):
         from PIL import Image as Pillow
 
         upright = image.transpose(Pillow.Transpose(_QUARTERS[self.quarters])) if self.quarters else image
-        return upright.rotate(self.lean, resample=Pillow.Resampling.BICUBIC, expand=True, fillcolor="white") if self.lean else upright
+        return upright.rotate(self.lean, resample=Pillow.Resampling.BILINEAR, expand=True, fillcolor="white") if self.lean else upright
 
 
 _QUARTERS = {1: 2, 2: 3, 3: 4}  # Pillow's Transpose.ROTATE_90, ROTATE_180, ROTATE_270
@@ -71,19 +71,22 @@ def read_scan(image: Image, resolution: float, ocr: Ocr) -> Scan:
     """
     grey = flat_grey(image)
     turn = find_turn(grey)
-    tries = [(turn, ocr.recognise(turn.apply(grey)))]
+    tries = [_try(grey, turn, ocr)]
     # Upside down first; on its side last, should the profile have been wrong.
     for further in (2, 1, 3):
-        if max(_sureness(words) for _, words in tries) >= SURE or not any(words for _, words in tries[:1]):
+        if max(_sureness(words) for _, _, words in tries) >= SURE or not tries[0][2]:
             break
-        other = Turn((turn.quarters + further) % 4, turn.lean if further == 2 else 0.0)
-        tries.append((other, ocr.recognise(other.apply(grey))))
-    turn, words = max(tries, key=lambda each: _sureness(each[1]) * sum(len(word.text) for word in each[1]))
-    upright = turn.apply(grey)
+        tries.append(_try(grey, Turn((turn.quarters + further) % 4, turn.lean if further == 2 else 0.0), ocr))
+    turn, upright, words = max(tries, key=lambda each: _sureness(each[2]) * sum(len(word.text) for word in each[2]))
     scale = POINTS_PER_INCH / resolution
     rules = [Rule(*(scale * value for value in rule)) for rule in find_rules(_dark(upright), int(resolution * 0.5))]
     placed = [word._replace(box=Box(*(scale * value for value in word.box))) for word in words]
     return Scan(placed, rules, upright.width * scale, upright.height * scale, turn)
+
+
+def _try(grey: Image, turn: Turn, ocr: Ocr) -> tuple[Turn, Image, list[Word]]:
+    upright = turn.apply(grey)
+    return turn, upright, ocr.recognise(upright)
 
 
 def flat_grey(image: Image) -> Image:
@@ -97,13 +100,14 @@ def flat_grey(image: Image) -> Image:
 
 
 def find_turn(grey: Image) -> Turn:
-    """Find by what a page is made upright, but for upside down.
+    """Find by what a page is made upright.
 
     Args:
         grey: Mode L.
 
     Returns:
-        0 or 1 quarters, and the lean that is left, within 8 degrees.
+        Quarters, and the lean that is left, within 8 degrees. Upside down is a guess: letters rise above small ones (b, d, f, T)
+        more often than they hang below the line (g, p), so the lower edge of a line of text is the sharper one.
     """
     small = grey.copy()
     small.thumbnail((1000, 1000))
@@ -113,7 +117,12 @@ def find_turn(grey: Image) -> Turn:
     upright, lean = _lean(xs, ys)
     # A quarter counterclockwise takes (x, y) to (y, -x).
     lying, lean_lying = _lean(ys, -xs)
-    return Turn(1, lean_lying) if lying > 1.2 * upright else Turn(0, lean)
+    quarters = 0
+    if lying > 1.2 * upright:
+        quarters, lean, xs, ys = 1, lean_lying, ys, -xs
+    profile = _profile(xs, ys, lean)
+    edges = np.diff(np.minimum(profile, np.quantile(profile[profile > 0], 0.9)))  # ruled lines would outweigh all letters
+    return Turn(quarters + 2 if (edges**3).sum() > 0 else quarters, lean)
 
 
 def _lean(xs: NDArray[np.int64], ys: NDArray[np.int64]) -> tuple[float, float]:
@@ -124,9 +133,13 @@ def _lean(xs: NDArray[np.int64], ys: NDArray[np.int64]) -> tuple[float, float]:
 
 
 def _sharpness(xs: NDArray[np.int64], ys: NDArray[np.int64], angle: float) -> float:
+    return float(np.square(np.diff(_profile(xs, ys, angle))).sum() / len(xs))
+
+
+def _profile(xs: NDArray[np.int64], ys: NDArray[np.int64], angle: float) -> NDArray[np.float64]:
+    """Return how many dark pixels each row has, from the top, after a turn."""
     rows = np.rint(ys - xs * np.tan(np.deg2rad(angle))).astype(np.int64)
-    profile = np.bincount(rows - rows.min()).astype(np.float64)
-    return float(np.square(np.diff(profile)).sum() / len(xs))
+    return np.bincount(rows - rows.min()).astype(np.float64)
 
 
 def _dark(grey: Image) -> NDArray[np.bool_]:
