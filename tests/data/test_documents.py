@@ -90,6 +90,31 @@ def test_pages_are_counted_from_one():
     assert [block.page for block in read.blocks] == [1, 2, 3]
 
 
+def test_what_was_filled_in_a_form_is_read_as_keys_with_values():
+    (form,) = [block for block in blocks_of(filled_form(), "a.pdf") if block.kind == "key_value"]
+    assert form.cells == (("Holder of the account:", "Ann Lee"), ("married:", "yes"))
+
+
+def filled_form():
+    """A PDF with one text field and two boxes, the second of which is ticked; written by hand, as no library here does it."""
+    field = "<</Type/Annot/Subtype/Widget/Rect[100 {0} 300 {1}]/P 3 0 R{2}>>"
+    objects = [
+        "<</Type/Catalog/Pages 2 0 R/AcroForm<</Fields[4 0 R 5 0 R 6 0 R]>>>>",
+        "<</Type/Pages/Kids[3 0 R]/Count 1>>",
+        "<</Type/Page/Parent 2 0 R/MediaBox[0 0 612 792]/Annots[4 0 R 5 0 R 6 0 R]>>",
+        field.format(700, 720, "/FT/Tx/T(page.holder[0])/TU(Holder of the account)/V(Ann Lee)"),
+        field.format(660, 680, "/FT/Btn/T(retired)/V/Off/AS/Off/AP<</N<</Yes 7 0 R/Off 7 0 R>>>>"),
+        field.format(620, 640, "/FT/Btn/T(page.married[0])/V/Yes/AS/Yes/AP<</N<</Yes 7 0 R/Off 7 0 R>>>>"),
+        "<</Type/XObject/Subtype/Form/BBox[0 0 20 20]/Length 0>>stream\n\nendstream",
+    ]
+    body, offsets = "%PDF-1.7\n", []
+    for number, content in enumerate(objects, start=1):
+        offsets.append(len(body))
+        body += f"{number} 0 obj\n{content}\nendobj\n"
+    table = "".join(f"{offset:010d} 00000 n \n" for offset in offsets)
+    return (body + f"xref\n0 8\n0000000000 65535 f \n{table}trailer\n<</Size 8/Root 1 0 R>>\nstartxref\n{len(body)}\n%%EOF\n").encode()
+
+
 def test_html_keeps_loose_text_nested_lists_and_spans_and_leaves_out_scripts():
     page = b"""<html><body>loose <!-- no -->text<div>in <span>a</span> div</div><ul><li>a<ul><li>b</ul><li>c</ul><ol><li>x<li>y</ol>
     <table><tr><td colspan=2>wide<td>z<tr><td>1<td>2<td>3</table><pre>a

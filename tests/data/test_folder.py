@@ -83,6 +83,13 @@ def test_one_file_is_a_folder_of_one_and_a_pattern_chooses(folder):
     assert read_folder("in", WITHOUT_OCR, root=folder, pattern="**/*.html").documents["source"].to_list() == ["in/b/d.html"]
 
 
+def test_a_name_with_brackets_is_a_name(tmp_path):
+    (tmp_path / "in [2026]*").mkdir()
+    (tmp_path / "in [2026]*" / "a.txt").write_text("text")
+    for pattern in ("**", "*.txt"):
+        assert len(read_folder("in [2026]*", WITHOUT_OCR, root=tmp_path, pattern=pattern).documents) == 1
+
+
 def test_two_sources_of_one_text_are_two_documents(tmp_path):
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("the same")
@@ -93,7 +100,7 @@ def test_a_file_that_is_too_large_is_not_even_fetched(tmp_path):
     with (tmp_path / "a.pdf").open("wb") as file:
         file.truncate(2 * 2**20)
     found = read_folder(".", WITHOUT_OCR.model_copy(update={"max_file_mib": 1}), root=tmp_path)
-    assert found.dropped["reason"].to_list() == ["too_large"]
+    assert found.dropped.select("reason", "content_sha256").rows() == [("too_large", "")]
     assert found.documents.is_empty()
 
 

@@ -62,7 +62,7 @@ class Refused:
 
     Attributes:
         name: As it was given.
-        content_sha256: Of its bytes.
+        content_sha256: Of its bytes; empty where it was too large to be read at all.
         reason: A fixed word, one of `formats.REASONS`.
         evidence: One sentence for people.
     """

@@ -8,6 +8,7 @@ shells do; every other file is in exactly one of documents and dropped.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -115,7 +116,7 @@ def _files(address: str, root: Path | None, pattern: str) -> tuple[Any, list[str
         system, start = url_to_fs(str(base / address) if is_local else address)
         if not system.exists(start):
             raise NotFoundError(f"{address}: nothing is there{f', in {base}' if is_local else ''}.", hint="tunesmith config explain data.sources")
-        found = [start] if system.isfile(start) else [path for path in system.glob(f"{start.rstrip('/')}/{pattern}") if system.isfile(path)]
+        found = [start] if system.isfile(start) else _below(system, start.rstrip("/"), pattern)
     except NotFoundError:
         raise
     except ImportError as error:
@@ -133,6 +134,12 @@ def _files(address: str, root: Path | None, pattern: str) -> tuple[Any, list[str
         raise NotFoundError(f"{address}: no file is there that matches {pattern!r}.", hint="tunesmith config explain data.sources")
     rows.sort()
     return system, [path for _, path in rows], [named for named, _ in rows]
+
+
+def _below(system: Any, start: str, pattern: str) -> list[str]:
+    if pattern == "**":
+        return list(system.find(start))
+    return [path for path in system.glob(f"{glob.escape(start)}/{pattern}") if system.isfile(path)]
 
 
 def _read_all(system: Any, paths: list[str], names: list[str], section: OcrSection, n_workers: int) -> Iterator[ReadDocument | Refused]:
@@ -164,7 +171,7 @@ def _read_one(system: Any, path: str, name: str, section: OcrSection, worker: Pa
         size = int(system.size(path) or 0)
         if size > most:
             evidence = f"{size:,} bytes; data.ocr.max_file_mib is {section.max_file_mib}."
-            return Refused(name, hashlib.sha256(f"{size} bytes".encode()).hexdigest(), "too_large", evidence)
+            return Refused(name, "", "too_large", evidence)  # not read, so its digest is not known
         raw: bytes = system.cat_file(path)
     except FileNotFoundError as error:
         raise BackendError(f"{name}: must stay while it is read. Received: {error}.") from None

@@ -89,6 +89,7 @@ def _parser(pages: str) -> Any:
     return LiteParse(
         ocr_enabled=False,  # ours is ocr.py: this one would fetch models
         extract_blocks=True,
+        extract_form_fields=True,
         emit_word_boxes=True,
         keep_headers_footers=True,  # nothing is left out silently
         extract_links=False,
@@ -123,10 +124,29 @@ def page_blocks(parsed: ParsedPage, page: int, words: Sequence[Word] | None = No
     made += _list(items, page)
     # Text in figures, and what stands aside: at the end of the page, rather than nowhere.
     made += [Block("paragraph", line.text, page, None, line.box) for line in _lines(_left_out(placed, made))]
+    made += _filled_in(parsed, page, "\n".join(block.text for block in made))
     made = [block for block in made if block.text.strip()]
     if words is None:
         return made
     return [block._replace(confidence=_confidence_in(block.box, words)) for block in made]
+
+
+def _filled_in(parsed: ParsedPage, page: int, told: str) -> list[Block]:
+    """Return what was typed or ticked in the form on a page, as far as the text layer does not hold it: keys with values."""
+    pairs: list[tuple[str, str]] = []
+    box: Box | None = None
+    for field in parsed.form_fields or []:
+        is_tick = field.type in ("checkbox", "radio")
+        value = " ".join((("yes" if field.checked else "") if is_tick else field.value or "").split())
+        if not value or field.type == "pushbutton" or (not is_tick and value in told):
+            continue
+        label = field.alternate_name or re.sub(r"\[\d+\]", "", field.name or "").rpartition(".")[2] or field.type
+        pairs.append((" ".join(label.split()).rstrip(":") + ":", value))
+        if field.rect:
+            at = Box(field.rect.x, field.rect.y, field.rect.x + field.rect.width, field.rect.y + field.rect.height)
+            box = box.union(at) if box else at
+    table = make_table(pairs, page=page, box=box)
+    return [table] if table else []
 
 
 def _left_out(placed: Sequence[Word], blocks: Sequence[Block]) -> list[Word]:

@@ -91,6 +91,7 @@ def _draw(image: Image, blocks: pl.DataFrame, scale: float) -> None:
         colour = COLOURS[kind]
         draw.rectangle((x0 - 2, y0 - 2, x1 + 2, y1 + 2), fill=(*colour, 36), outline=(*colour, 255), width=2)
         label = str(number + 1)
-        draw.rectangle((x0 - 2, y0 - 2, x0 + 6 + 7 * len(label), y0 + 11), fill=(*colour, 255))
-        draw.text((x0 + 1, y0 - 2), label, fill="white")
+        left = max(0, x0 - 9 - 7 * len(label))  # beside the block, so that it hides no letter
+        draw.rectangle((left, y0 - 2, left + 6 + 7 * len(label), y0 + 11), fill=(*colour, 255))
+        draw.text((left + 3, y0 - 2), label, fill="white")
     image.paste(Pillow.alpha_composite(image.convert("RGBA"), veil).convert("RGB"))
