@@ -2,9 +2,9 @@
 
 Structure comes first: a heading opens a chunk and stays with what follows it; tables and lists stay whole where they fit.
 Inside a section the text is cut between sentences where the meaning turns: where the likeness of the sentences before and
-after a place, by their embeddings, is unusually low for this document. What is still too long is cut at the best place left:
-between blocks, then between sentences or lines, then words, then characters. Chunks tile the document's text: joined they
-give it back, no character lost or doubled.
+after a place, by their embeddings, has an unusually deep valley for this document. What is still too long is cut at the best
+place left: between blocks, then between sentences or lines, then words, then characters. Chunks tile the document's text:
+joined they give it back, no character lost or doubled.
 
 What this does not do: tokenize or embed, which are passed in; overlap chunks; cut across documents.
 
@@ -149,7 +149,7 @@ class _Cutter:
     # --- meaning -------------------------------------------------------------------------------------------------
 
     def _find_turns(self, embed: Embed | None, sharpness: float) -> tuple[NDArray[np.float64], float]:
-        """Return for each atom how much the meaning turns before it, in [0, 2], and from what on that is a cut."""
+        """Return for each atom how deep the valley of likeness before it is, in [0, 4], and from what depth on that is a cut."""
         n = len(self._atoms)
         turns = np.zeros(n)
         if embed is None or n < 2:
@@ -160,14 +160,14 @@ class _Cutter:
         before = sums[at] - sums[np.maximum(at - _WINDOW, 0)]
         after = sums[np.minimum(at + _WINDOW, n)] - sums[at]
         lengths = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
-        turns[1:] = 1 - (before * after).sum(axis=1) / np.maximum(lengths, 1e-12)
+        turns[1:] = _depths(1 - (before * after).sum(axis=1) / np.maximum(lengths, 1e-12))
         return turns, float(turns[1:].mean() + sharpness * turns[1:].std())
 
     def _by_meaning(self, first: int, last: int) -> list[tuple[int, int]]:
         """Cut a section where the meaning turns sharply, more than at the places around it."""
         cuts = [first]
         for at in range(first + 1, last):
-            around = self._turns[max(first + 1, at - 1) : min(last, at + 2)]
+            around = self._turns[max(first + 1, at - _WINDOW + 1) : min(last, at + _WINDOW)]
             is_turn = self._turns[at] > self._sharp and self._turns[at] >= around.max() and not self._atoms[at - 1].is_heading
             if is_turn and self._sum(cuts[-1], at) >= self._least and self._sum(at, last) >= self._least:
                 cuts.append(at)
@@ -211,3 +211,15 @@ class _Cutter:
             return (self._turns[at] + 0.3 * self._atoms[at].opens_block, fits, -at)
 
         return max(good, key=worth)
+
+
+def _depths(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how far each distance stands above the lowest ones that can be reached from it downhill, left and right (Hearst)."""
+    left, right = distances.copy(), distances.copy()
+    for at in range(1, len(distances)):
+        if distances[at - 1] <= distances[at]:
+            left[at] = left[at - 1]
+    for at in range(len(distances) - 2, -1, -1):
+        if distances[at + 1] <= distances[at]:
+            right[at] = right[at + 1]
+    return 2 * distances - left - right
