@@ -101,7 +101,7 @@ class ChunkSection(Section):
     min_tokens: int = Field(default=64, ge=0)
     """No chunk is closed before it has as many, but at the end or where the next block would not fit."""
     boundary_sharpness: float = Field(default=1.0, ge=0)
-    """How far the likeness of neighbouring sentences must fall for a cut, in standard deviations of the document's; higher cuts less."""
+    """How deep a valley in the likeness of neighbouring sentences must be for a cut, in standard deviations above the document's mean; higher cuts less."""
 
 
 CheckName = Literal["language", "class_balance", "encoding", "template_markers", "conflicting_labels", "garbage", "length_outliers", "answer_not_in_source"]
