@@ -4,6 +4,8 @@
     documents  dataset   run    evaluation  calibrator   model       prediction feedback  the next dataset version
                version                                   version
 
+Beside the loop: audit -> review -> the next dataset version, and what people do with versions (show, push, pull, withdraw).
+
 Each function takes a project, does its arrow or finds that it was done for the same inputs, and returns the noun. The
 CLI and Python users call the same functions. A killed function is called again and continues.
 """
@@ -13,33 +15,44 @@ from tunesmith.flow.dataset import compare_datasets, data_report_of, nearest_rec
 from tunesmith.flow.evaluation import Calibration, calibrate, evaluate, evaluation_of
 from tunesmith.flow.loop import Outcome, finish, renew, run
 from tunesmith.flow.registration import CHAMPION, register
+from tunesmith.flow.review import ask_reviewers, export_review, import_review, review_state
 from tunesmith.flow.serving import deploy, load_predictor, predict
 from tunesmith.flow.training import plan, run_id, run_plan, train
+from tunesmith.flow.versions import checkout, pull, push, show_dataset, withdraw
 
 __all__ = [
     "CHAMPION",
     "Audit",
     "Calibration",
     "Outcome",
+    "ask_reviewers",
     "audit",
     "calibrate",
+    "checkout",
     "compare_datasets",
     "data_report_of",
     "deploy",
     "evaluate",
     "evaluation_of",
+    "export_review",
     "finish",
+    "import_review",
     "load_predictor",
     "nearest_records",
     "newest_dataset",
     "plan",
     "predict",
     "prepare",
+    "pull",
+    "push",
     "read",
     "register",
     "renew",
+    "review_state",
     "run",
     "run_id",
     "run_plan",
+    "show_dataset",
     "train",
+    "withdraw",
 ]
