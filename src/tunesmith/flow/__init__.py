@@ -10,7 +10,7 @@ Each function takes a project, does its arrow or finds that it was done for the 
 CLI and Python users call the same functions. A killed function is called again and continues.
 """
 
-from tunesmith.flow.audit import Audit, audit
+from tunesmith.flow.audit import audit
 from tunesmith.flow.dataset import compare_datasets, data_report_of, nearest_records, newest_dataset, prepare, read
 from tunesmith.flow.evaluation import Calibration, calibrate, evaluate, evaluation_of
 from tunesmith.flow.loop import Outcome, finish, renew, run
@@ -22,7 +22,6 @@ from tunesmith.flow.versions import checkout, pull, push, show_dataset, withdraw
 
 __all__ = [
     "CHAMPION",
-    "Audit",
     "Calibration",
     "Outcome",
     "ask_reviewers",
