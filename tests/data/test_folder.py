@@ -131,5 +131,6 @@ def test_an_address_whose_package_is_missing_names_it(monkeypatch):
         raise ImportError("Install s3fs to access S3", name="s3fs")
 
     monkeypatch.setattr("fsspec.core.url_to_fs", missing)
-    with pytest.raises(MissingExtraError, match="'s3fs'"):
+    with pytest.raises(MissingExtraError, match="'s3fs'") as error:
         read_folder("s3://bucket", WITHOUT_OCR)
+    assert error.value.hint == "pip install 'tunesmith[s3]'"

@@ -120,6 +120,8 @@ def _files(address: str, root: Path | None, pattern: str) -> tuple[Any, list[str
     except NotFoundError:
         raise
     except ImportError as error:
+        if address.startswith("s3://"):
+            raise MissingExtraError("s3fs", "s3") from None
         raise MissingExtraError(str(getattr(error, "name", "") or error).split()[-1], "documents") from None
     except Exception as error:  # noqa: BLE001, RUF100 - each file system has errors of its own
         raise DataError(f"{address}: must be an address that can be read. Received: {type(error).__name__}: {str(error)[:200]}.") from None
