@@ -17,6 +17,7 @@ Conneau et al. 2018, Word Translation Without Parallel Data (margins over the be
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,7 @@ MISMATCHES_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 _NEIGHBOURS = 15  # whose labels are a view
 _TEMPERATURE = 0.1  # of their cosines: one that is 0.1 nearer counts e times as much
 _MOST_TERMS = 50_000
+_MOST_STEPS = 50  # of a regression
 _LEAST_LEAD = 0.3  # of the suggested label over the given one
 
 
@@ -189,14 +191,15 @@ class _Views:
     def _regression(self, features: Any, trusted: NDArray[np.bool_]) -> NDArray[np.float64]:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
-        from sklearn.utils._testing import ignore_warnings
 
         probability = np.full((len(self._given), self._n_labels), 1 / self._n_labels)
         for number in np.unique(self._fold):
             learn, judge = np.flatnonzero((self._fold != number) & trusted), np.flatnonzero(self._fold == number)
             if len(np.unique(self._given[learn])) < 2:
                 continue
-            model = ignore_warnings(category=ConvergenceWarning)(LogisticRegression(C=10, max_iter=100).fit)(features[learn], self._given[learn])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # near enough to rank by
+                model = LogisticRegression(C=10, max_iter=_MOST_STEPS).fit(features[learn], self._given[learn])
             probability[judge] = 0
             probability[np.ix_(judge, model.classes_)] = model.predict_proba(features[judge])
         return probability
