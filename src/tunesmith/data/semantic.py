@@ -31,7 +31,7 @@ def drop_semantic_duplicates(
     embeddings: NDArray[np.float32],
     threshold: float,
     *,
-    min_word_overlap: float = 0.6,
+    min_word_overlap: float = 0.65,
     keep: Keep = "longest",
     previous: pl.DataFrame | None = None,
     previous_embeddings: NDArray[np.float32] | None = None,
@@ -72,7 +72,7 @@ def semantic_duplicate_pairs(
     others: Texts,
     other_embeddings: NDArray[np.float32],
     threshold: float,
-    min_word_overlap: float = 0.6,
+    min_word_overlap: float = 0.65,
 ) -> pl.DataFrame:
     """List the semantic duplicates between two sets of texts. Arguments as in `drop_semantic_duplicates`.
 
