@@ -72,12 +72,13 @@ def test_it_is_deterministic_and_previous_records_stay(project):
 @given(st.lists(st.tuples(st.integers(0, 60), st.sampled_from(["", " v1", " v2"]), st.sampled_from(["yes", "no", "x"])), max_size=8), st.integers(0, 40))
 @settings(deadline=None, max_examples=25)
 def test_no_row_that_comes_or_goes_moves_a_record(tmp_path_factory, new, gone):
+    lenient = section(checks={"stop_above": {"conflicting_labels": 1}})  # two labels of one text are many among few rows
     folder = tmp_path_factory.mktemp("project")
     rows = [(prose(number), "yes") for number in range(40)]
     write(folder, rows)
-    first = prepare_records(section(), LABELS, folder).kept
+    first = prepare_records(lenient, LABELS, folder).kept
     write(folder, [*((prose(topic) + tail, label) for topic, tail, label in new), *rows[gone:], ("ok", "yes")])
-    second = prepare_records(section(), LABELS, folder, previous=first)
+    second = prepare_records(lenient, LABELS, folder, previous=first)
     whole = read_documents(Source(path="a.csv"), folder)
     assert first.rows() == second.kept.join(first, on="id", how="semi").sort("id").rows()
     assert set(whole["id"]) <= {*second.kept["document_id"], *second.dropped["id"]}
