@@ -95,8 +95,16 @@ def result(work: str, peer: str, unit: str, rounds: Rounds) -> Row:
         "ratio_high": max(ratios),
         "machine": machine(),
         "date": datetime.now(UTC).date().isoformat(),
-        "versions": {name: version(name) for name in ("tunesmith", "numpy", "numba", "polars", "torch")} | {"peer": peer},
+        "versions": {name: version(name) for name in ("tunesmith", "numpy", "numba", "polars", "torch")}
+        | {peer.split()[0].rstrip(","): found for found in [_pinned(peer)] if found},
     }
+
+
+def _pinned(peer: str) -> str:
+    """Return the version of a peer that requirements-data.txt asks for, or nothing for a goal."""
+    lines = (HERE / "requirements-data.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split()[0].split("==") for line in lines if "==" in line and not line.startswith("#"))
+    return pinned.get(peer.split()[0].rstrip(","), "")
 
 
 def alone(work: str, unit: str, values: Sequence[float], goal: float) -> Row:
