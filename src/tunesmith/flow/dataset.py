@@ -160,7 +160,7 @@ def embed_texts(project: Project, texts: Sequence[str]) -> NDArray[np.float32]:
 
 
 def _embedder(project: Project) -> Embed:
-    with needs_extra("train"):
+    with needs_extra("data"):
         from tunesmith.models.embed import Embedder
     return Embedder(project.config.data.embedding_model, project.root).encode
 
