@@ -5,10 +5,11 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows import prose
+from rows import documents, prose, same_rows
 
-from tunesmith.data.contamination import LEAKS_SCHEMA, _threshold, find_leaks
-from tunesmith.errors import ConfigError, DataError
+from tunesmith.data.contamination import LEAKS_SCHEMA, _threshold, drop_contaminated, find_leaks, read_benchmarks
+from tunesmith.data.settings import ContaminationSection
+from tunesmith.errors import ConfigError, DataError, NotFoundError
 
 SIZE = 500  # words of the language
 
@@ -57,7 +58,8 @@ def test_leaks_of_every_kind_are_found_at_the_stated_rate(world):
     leaks = find_leaks(measuring, teaching, embeddings=counts(measuring), against_embeddings=counts(teaching), false_positive_rate=0.02)
     assert leaks.pairs.schema == pl.Schema(LEAKS_SCHEMA)
     assert leaks.pairs["left"].is_sorted()
-    assert leaks.pairs["left"].is_unique().all()
+    assert not leaks.pairs.select("left", "right").is_duplicated().any()
+    assert leaks.pairs.sort("left", "score", descending=[False, True])["score"].equals(leaks.pairs["score"])
     named = set(leaks.pairs["left"])
     for kind in set(kinds) - {""}:
         planted = [at for at, found in enumerate(kinds) if found == kind]
@@ -85,11 +87,9 @@ def test_the_threshold_keeps_its_rate():
 @given(st.lists(st.sampled_from(["", "a", "a b c d e f", prose(1), prose(2)]), max_size=5), st.lists(st.sampled_from(["", "A", prose(1)]), max_size=5))
 @settings(deadline=None)
 def test_equal_texts_are_always_leaks(texts, against):
-    found = {left: (how, against[right]) for left, right, _, how in find_leaks(texts, against).pairs.iter_rows()}
-    for at, text in enumerate(texts):
-        if text.lower() in {other.lower() for other in against}:
-            assert found[at][0] == "exact"
-            assert found[at][1].lower() == text.lower()
+    exact = find_leaks(texts, against).pairs.filter(how="exact").select("left", "right").rows()
+    equal = {(at, other) for at, text in enumerate(texts) for other, held in enumerate(against) if text.lower() == held.lower()}
+    assert set(exact) == equal
 
 
 def test_a_phrase_in_common_is_no_leak():
@@ -104,3 +104,66 @@ def test_wrong_arguments_are_refused():
         find_leaks(["a"], ["b"], false_positive_rate=1)
     with pytest.raises(DataError, match="1 texts, 2 embeddings"):
         find_leaks(["a"], ["b"], embeddings=np.eye(2, dtype=np.float32), against_embeddings=np.eye(2, dtype=np.float32)[:1])
+
+
+def benchmark(*texts):
+    return pl.DataFrame({"source": ["qa.txt"] * len(texts), "source_line": range(1, len(texts) + 1), "text": texts})
+
+
+def test_every_row_that_a_benchmark_text_leaked_into_goes_with_its_place():
+    draw = random.Random(3)
+    asked, clean = [write(draw) for _ in range(4)], [("a.csv", write(draw)) for _ in range(300)]
+    edited = " ".join(f"w{draw.randrange(SIZE)}" if draw.random() < 0.15 else word for word in asked[2].split())
+    leaks = [asked[0], f"{write(draw)} {asked[0]} {write(draw)}", " ".join(asked[1].split()[10:45]), edited]
+    rows = documents(*clean, *(("a.csv", text) for text in leaks))
+    sifted = drop_contaminated(rows, benchmark(*asked), 0.01, counts)
+    assert same_rows(sifted, rows)
+    gone = sifted.dropped.filter(pl.col("text").is_in(leaks))
+    assert len(gone) == 4
+    assert len(sifted.dropped) <= 4 + 2
+    assert set(gone["reason"]) == {"contaminated"}
+    assert gone["evidence"].to_list()[:3] == [
+        "same text as qa.txt:1",
+        "the shorter of it and qa.txt:1 shares 1.0 of its word 5-grams",
+        "the shorter of it and qa.txt:2 shares 1.0 of its word 5-grams",
+    ]
+    assert "qa.txt:3" in gone["evidence"][3]
+    assert gone["similarity"].is_between(0, 1).all()
+    assert sifted.benchmarks["qa.txt"]["texts"] == 4
+    assert sifted.benchmarks["qa.txt"]["leaked"] >= 3
+    again = drop_contaminated(rows.sample(fraction=1, shuffle=True, seed=1), benchmark(*asked), 0.01, counts)
+    assert again.dropped.sort("id").equals(sifted.dropped.sort("id"))
+
+
+def test_without_benchmarks_or_rows_nothing_happens():
+    rows = documents(("a.csv", prose(1)))
+    assert drop_contaminated(rows, benchmark(), 0.01).kept.equals(rows)
+    assert drop_contaminated(rows.clear(), benchmark(prose(1)), 0.01, counts).kept.is_empty()
+
+
+def test_benchmarks_are_read_from_rows_of_any_shape_and_from_lines(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "one", "completion": "x"}\n{"prompt": "", "completion": "y"}\n')
+    (tmp_path / "b.csv").write_text("question,n\ntwo,1\n")
+    (tmp_path / "c.txt").write_text("\ufeffthree\n\nfour\n", encoding="utf-8")
+    pl.DataFrame({"question": ["five"]}).write_parquet(tmp_path / "d.parquet")
+    section = ContaminationSection(benchmarks=("a.jsonl", "b.csv", "c.txt", "d.parquet"), text_column="question")
+    expected = [("a.jsonl", 1, "one"), ("b.csv", 2, "two"), ("c.txt", 1, "three"), ("c.txt", 3, "four"), ("d.parquet", 1, "five")]
+    assert read_benchmarks(section, tmp_path).rows() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "said"),
+    [
+        ("a.txt", None, NotFoundError, "no such file"),
+        ("a.jsonl", None, NotFoundError, "no such file"),
+        ("a.txt", b" \n\n", DataError, "at least one text"),
+        ("a.txt", b"\xff", DataError, "UTF-8"),
+        ("a.pdf", b"x", DataError, r"must end in \.txt or one of \.csv"),
+        ("a.csv", b"words\nx\n", DataError, "Received: 'text'"),
+    ],
+)
+def test_a_benchmark_that_cannot_be_read_is_refused(tmp_path, name, content, error, said):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(error, match=said):
+        read_benchmarks(ContaminationSection(benchmarks=(name,)), tmp_path)

@@ -43,7 +43,7 @@ def test_kept_records_and_dropped_rows_are_the_documents(complaints):
     assert count_reasons(sifted.dropped) == {"unknown_label": 25, "near_duplicate": 6}
     assert sifted.kept["id"].is_sorted()
     assert set(sifted.kept["split"]) == set(SPLITS)
-    assert seen == [("read complaints.csv", 0, 1), *((what, step, 5) for step, what in enumerate((*STEPS[1:], "records ready"), start=1))]
+    assert seen == [("read complaints.csv", 0, 1), *((what, step, len(STEPS)) for step, what in enumerate((*STEPS[1:], "records ready"), start=1))]
 
 
 def test_copies_inside_a_split_go_and_what_stood_or_was_judged_stays(project):
@@ -157,3 +157,36 @@ def test_thousands_of_documents_take_seconds(tmp_path):
     began = time.process_time()
     assert len(prepare_records(section(), LABELS, tmp_path).kept) == 3_000
     assert time.process_time() - began < 5
+
+
+def test_benchmark_texts_leave_the_train_split_whatever_brought_them(project):
+    folder, first = project
+    train, tested = (first.filter(split=name) for name in ("train", "test"))
+    known, measured = train["text"][0], tested["text"][0]
+    words = prose(90).split()
+    embedded = f"{prose(91, 20)} {prose(90)} {prose(92, 20)}"
+    edited = " ".join([*words[:20], "other", *words[21:]])
+    write(folder, [(embedded, "yes"), (edited, "no"), (prose(93), "yes")], "b.csv")
+    (folder / "qa.txt").write_text("\n".join([known, measured, prose(90), prose(94)]))
+    sources = [{"path": "a.csv", "splits": FOUR}, {"path": "b.csv", "splits": {"train": 1}}]
+    judged = records(judge(prose(94)))
+    held = section(sources=sources, contamination={"benchmarks": ["qa.txt"]})
+    second = prepare_records(held, LABELS, folder, first, judged)
+    gone = second.dropped.filter(reason="contaminated")
+    assert set(gone["text"]) == {known, embedded, edited, prose(94)}
+    assert dict(gone.select("text", "evidence").iter_rows())[known] == "same text as qa.txt:1"
+    assert second.kept.filter(split="test").equals(tested)
+    assert prose(93) in second.kept["text"]
+    assert second.benchmarks == {"qa.txt": {"texts": 4, "leaked": 3}}
+    assert len(second.kept) == len(first) - 1 + 1
+    third = prepare_records(held, LABELS, folder, second.kept)
+    assert third.kept.equals(second.kept)
+
+
+def test_what_leaked_leaves_room_under_the_cap(project):
+    folder, first = project
+    train = first.filter(split="train")
+    (folder / "qa.txt").write_text(train["text"][0])
+    capped = prepare_records(section(max_records={"train": len(train) - 1}, contamination={"benchmarks": ["qa.txt"]}), LABELS, folder)
+    assert "over_max_records" not in count_reasons(capped.dropped)
+    assert len(capped.kept.filter(split="train")) == len(train) - 1

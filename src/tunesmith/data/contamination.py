@@ -8,27 +8,35 @@ of the teaching texts is compared with the other teaching texts in the same way,
 of each way is the value that at most half of the stated false positive rate of them exceeds. Families of like texts, which
 share less than half, raise the thresholds and hide leaks.
 
+`drop_contaminated` holds train rows against files of benchmark texts, and drops each that leaks one.
+
 Sources: Brown et al. 2020, Language Models are Few-Shot Learners, appendix C (n-gram overlap); Vovk, Gammerman and Shafer
 2005 (thresholds with a stated rate from a sample of the null).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from tunesmith.data.read import ROW_SUFFIXES, read_documents
+from tunesmith.data.settings import ContaminationSection, Source
 from tunesmith.data.shingles import ShingleSets, Texts, shingle_sets
-from tunesmith.errors import ConfigError, DataError
+from tunesmith.data.sifted import Sifted, as_dropped
+from tunesmith.errors import ConfigError, DataError, NotFoundError
 
 LEAKS_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "left": pl.Int64,  # position of the measuring text
-    "right": pl.Int64,  # position of the teaching text that it is most like
+    "right": pl.Int64,  # position of the teaching text
     "score": pl.Float64,  # in [0, 1]: share of 5-grams, or cosine where `how` is meaning
     "how": pl.String,  # exact, words or meaning
 }
+BENCHMARK_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {"source": pl.String, "source_line": pl.Int64, "text": pl.String}
 
 _GRAM = 5
 _LEAST_GRAMS = 10  # a text of fewer 5-grams counts as having so many: a phrase in common is no leak
@@ -42,7 +50,8 @@ class Leaks:
     """What leaked, and by which thresholds.
 
     Attributes:
-        pairs: Columns of `LEAKS_SCHEMA`, one row a leaked measuring text, by position.
+        pairs: Columns of `LEAKS_SCHEMA`, one row a measuring text and a teaching text that it leaked into, by measuring
+            text, the highest score first.
         words_threshold: Least share of 5-grams, in (0, 1].
         meaning_threshold: Least cosine; above 1 where no embeddings were given.
     """
@@ -50,6 +59,97 @@ class Leaks:
     pairs: pl.DataFrame
     words_threshold: float
     meaning_threshold: float
+
+
+@dataclass(frozen=True)
+class Clean(Sifted):
+    """The outcome of `drop_contaminated`.
+
+    Attributes:
+        benchmarks: File -> `texts` that it holds, and how many of them `leaked`.
+    """
+
+    benchmarks: dict[str, dict[str, int]]
+
+
+def drop_contaminated(
+    rows: pl.DataFrame, benchmarks: pl.DataFrame, false_positive_rate: float, embed: Callable[[Sequence[str]], NDArray[np.float32]] | None = None
+) -> Clean:
+    """Drop each row that a benchmark text leaked into, whole, in part or changed, as `contaminated`.
+
+    Args:
+        rows: Columns `id`, `text` and those of `Document` that there are: rows that teach, without copies among them.
+        benchmarks: Columns of `BENCHMARK_SCHEMA`.
+        false_positive_rate: As in `find_leaks`.
+        embed: Texts -> unit vectors; without it words alone decide.
+
+    Returns:
+        Kept rows in the order of the input. The evidence of a dropped one names file, line and score of the benchmark text that
+        it is most like; `similarity` is the score.
+    """
+    vectors, others = (None, None) if embed is None or rows.is_empty() else (embed(benchmarks["text"].to_list()), embed(rows["text"].to_list()))
+    pairs = find_leaks(benchmarks["text"], rows["text"], embeddings=vectors, against_embeddings=others, false_positive_rate=false_positive_rate).pairs
+    leaked = benchmarks.with_columns(leaked=pl.int_range(pl.len()).is_in(pairs["left"].implode()))
+    counts = leaked.group_by("source", maintain_order=True).agg(texts=pl.len(), leaked=pl.col("leaked").sum())
+    strongest = pairs.sort("right", "score", "left", descending=[False, True, False]).unique("right", keep="first", maintain_order=True)
+    place = benchmarks.select(pl.format("{}:{}", "source", "source_line")).to_series().gather(strongest["left"])
+    shown = (pl.col("score") * 1000).floor() / 1000
+    said = (
+        pl.when(pl.col("how") == "exact")
+        .then(pl.format("same text as {}", "place"))
+        .when(pl.col("how") == "words")
+        .then(pl.format("the shorter of it and {} shares {} of its word 5-grams", "place", shown))
+        .otherwise(pl.format("cosine {} to {}", shown, "place"))
+    )
+    marks = strongest.with_columns(place=place).select(id=rows["id"].gather(strongest["right"]), evidence=said, similarity="score")
+    dropped = rows.join(marks, on="id", maintain_order="left").with_columns(reason=pl.lit("contaminated"))
+    kept = rows.join(marks, on="id", how="anti", maintain_order="left")
+    return Clean(kept, as_dropped(dropped), {source: {"texts": texts, "leaked": found} for source, texts, found in counts.iter_rows()})
+
+
+def read_benchmarks(section: ContaminationSection, root: Path) -> pl.DataFrame:
+    """Read the files of benchmark texts; empty texts are left out.
+
+    Args:
+        section: Their paths: row files as of `data.sources`, with a column for the text or one of the known shapes, or .txt with
+            one text a line.
+        root: Folder of the project.
+
+    Returns:
+        Columns of `BENCHMARK_SCHEMA`, in the order of the files and lines.
+
+    Raises:
+        NotFoundError: a file does not exist.
+        DataError: a file cannot be read, or holds no text.
+    """
+    found = [pl.DataFrame(schema=BENCHMARK_SCHEMA)]
+    for path in section.benchmarks:
+        rows = _read_lines(path, root) if Path(path).suffix.lower() == ".txt" else _read_rows(path, section.text_column, root)
+        rows = rows.filter(pl.col("text").str.strip_chars() != "")
+        if rows.is_empty():
+            raise DataError(f"{path}: must hold at least one text. Received: none.", hint=_EXPLAIN)
+        found.append(rows)
+    return pl.concat(found)
+
+
+_EXPLAIN = "tunesmith config explain data.contamination.benchmarks"
+
+
+def _read_rows(path: str, column: str, root: Path) -> pl.DataFrame:
+    if Path(path).suffix.lower() not in ROW_SUFFIXES:
+        raise DataError(f"{path}: must end in .txt or one of {', '.join(ROW_SUFFIXES)}. Received: {Path(path).suffix or 'no suffix'!r}.", hint=_EXPLAIN)
+    # A benchmark needs no label.
+    return read_documents(Source(path=path, text_column=column, label_column=column), root).select(list(BENCHMARK_SCHEMA))
+
+
+def _read_lines(path: str, root: Path) -> pl.DataFrame:
+    try:
+        lines = (root / path).read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        raise NotFoundError(f"{path}: no such file in {root}.", hint=_EXPLAIN) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: must be a text file in UTF-8. Received: {error}.") from None
+    return pl.DataFrame({"source": [Path(path).as_posix()] * len(lines), "source_line": range(1, len(lines) + 1), "text": lines}, schema=BENCHMARK_SCHEMA)
 
 
 def find_leaks(
@@ -84,31 +184,37 @@ def find_leaks(
     sample = np.unique(np.linspace(0, len(against) - 1, min(_SAMPLE, len(against))).astype(np.int64)) if len(against) else np.zeros(0, dtype=np.int64)
     # By content, so that the order of the teaching texts does not choose the sample.
     sample = np.sort(np.argsort(_fingerprints(others), kind="stable")[sample])
-    best, share = _by_words(grams, others)
-    _, chance = _by_words(_take(others, sample), others, itself=sample)
+    one, other, share = _common(_take(others, sample), others, _COMMON + 1)  # itself is one
+    chance = np.zeros(len(sample))
+    apart = sample[one] != other
+    np.maximum.at(chance, one[apart], share[apart])
     unrelated = chance < _SURE
     words_threshold = min(_threshold(chance[unrelated], false_positive_rate / 2), _SURE)
-    how = np.where(share >= words_threshold, "words", "")
+    left, right, share = _common(grams, others, _COMMON)
+    alike = share >= words_threshold
+    found = [_equal(grams, others), _pairs(left[alike], right[alike], share[alike], "words")]
     meaning_threshold = 2.0
     if embeddings is not None and against_embeddings is not None and len(against) > 1:
-        from tunesmith.models.neighbours import nearest
+        from tunesmith.models.neighbours import above, nearest
 
-        near, cosine = nearest(embeddings, against_embeddings, 1)
         itself, like = nearest(against_embeddings[sample], against_embeddings, 2)
         others_like = np.where(itself[:, 0] == sample, like[:, 1], like[:, 0])
         meaning_threshold = _threshold(others_like[unrelated], false_positive_rate / 2)
-        close = (cosine[:, 0] >= meaning_threshold) & (how == "")
-        how[close] = "meaning"
-        best, share = np.where(close, near[:, 0], best), np.where(close, cosine[:, 0], share)
-    own, held = _fingerprints(grams), _fingerprints(others)
-    places = np.argsort(held, kind="stable")
-    at = np.minimum(np.searchsorted(held[places], own), max(len(held) - 1, 0))
-    same = held[places][at] == own if len(held) else np.zeros(len(own), dtype=bool)
-    how[same] = "exact"
-    best[same], share[same] = places[at[same]], 1.0
-    found = np.flatnonzero(how != "")
-    pairs = pl.DataFrame({"left": found, "right": best[found], "score": np.clip(share[found], 0, 1), "how": how[found]}, schema=LEAKS_SCHEMA)
+        if meaning_threshold <= 1:
+            found += [_pairs(*part, "meaning") for part in above(embeddings, against_embeddings, meaning_threshold)]
+    pairs = pl.concat(found).unique(["left", "right"], keep="first", maintain_order=True).sort("left", "score", "right", descending=[False, True, False])
     return Leaks(pairs, words_threshold, meaning_threshold)
+
+
+def _pairs(left: NDArray[np.int64], right: NDArray[np.int64], score: NDArray[np.floating], how: str) -> pl.DataFrame:
+    return pl.DataFrame({"left": left, "right": right, "score": np.clip(score, 0, 1).astype(np.float64), "how": [how] * len(left)}, schema=LEAKS_SCHEMA)
+
+
+def _equal(texts: ShingleSets, others: ShingleSets) -> pl.DataFrame:
+    """Return the pairs of equal sets."""
+    sides = (pl.DataFrame({name: np.arange(len(sets)), "key": _fingerprints(sets)}) for name, sets in (("left", texts), ("right", others)))
+    joined = next(sides).join(next(sides), on="key")
+    return _pairs(joined["left"].to_numpy(), joined["right"].to_numpy(), np.ones(len(joined)), "exact")
 
 
 def _threshold(chance: NDArray[np.floating], rate: float) -> float:
@@ -117,31 +223,23 @@ def _threshold(chance: NDArray[np.floating], rate: float) -> float:
     return float(np.nextafter(np.sort(chance)[rank - 1], np.inf)) if rank <= len(chance) else 2.0
 
 
-def _by_words(texts: ShingleSets, others: ShingleSets, itself: NDArray[np.int64] | None = None) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return, for each text, the other text that shares most of its 5-grams, and the share; 0 and 0 where none does.
-
-    Args:
-        texts: n sets.
-        others: Sets to look in.
-        itself: shape (n,). Position of each text among the others, where it is not to be found.
-    """
-    order = np.argsort(others.hashes, kind="stable")
-    hashes, owners = others.hashes[order], np.repeat(np.arange(len(others)), others.sizes)[order]
+def _common(texts: ShingleSets, others: ShingleSets, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Return the pairs of texts and others that have 5-grams in common, of those that at most so many others have, and the share of the shorter one's."""
+    # Of a large set of others few 5-grams are asked for.
+    asked = np.unique(texts.hashes)
+    at = np.minimum(np.searchsorted(asked, others.hashes), max(len(asked) - 1, 0))
+    known = np.flatnonzero(asked[at] == others.hashes) if len(asked) else np.zeros(0, dtype=np.int64)
+    order = known[np.argsort(others.hashes[known], kind="stable")]
+    hashes, owners = others.hashes[order], np.searchsorted(others.ends, order, side="right") - 1
     first = np.searchsorted(hashes, texts.hashes)
     holders = np.searchsorted(hashes, texts.hashes, side="right") - first
-    hit = np.flatnonzero((holders > 0) & (holders <= _COMMON + (itself is not None)))  # itself is one
+    hit = np.flatnonzero((holders > 0) & (holders <= most))
     text = np.repeat(np.repeat(np.arange(len(texts)), texts.sizes)[hit], holders[hit])
     within = np.arange(len(text)) - np.repeat(np.cumsum(holders[hit]) - holders[hit], holders[hit])
     other = owners[np.repeat(first[hit], holders[hit]) + within]
     codes, common = np.unique(text * max(len(others), 1) + other, return_counts=True)
     text, other = np.divmod(codes, max(len(others), 1))
-    share = common / np.maximum(np.minimum(texts.sizes[text], others.sizes[other]), _LEAST_GRAMS)
-    if itself is not None:
-        share[other == itself[text]] = 0.0
-    best, most = np.zeros(len(texts), dtype=np.int64), np.zeros(len(texts))
-    by_share = np.lexsort((-other, share, text))  # of equal shares the first other text comes last, and wins
-    best[text[by_share]], most[text[by_share]] = other[by_share], share[by_share]
-    return best, most
+    return text, other, common / np.maximum(np.minimum(texts.sizes[text], others.sizes[other]), _LEAST_GRAMS)
 
 
 def _take(sets: ShingleSets, positions: NDArray[np.int64]) -> ShingleSets:

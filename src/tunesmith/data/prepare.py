@@ -1,10 +1,10 @@
 """Sources, the records of the parent version and new judgements -> the records of the next dataset version.
 
-    read -> redact -> validate -> exact duplicates -> split -> near and semantic duplicates -> records
+    read -> redact -> validate -> exact duplicates -> split -> near and semantic duplicates -> leaks of benchmarks -> records
 
 Records of the parent version stand: they keep their split, and win over any new copy of them, even when their row has
-left its source. Three things remove one: it breaks a rule of today (say, its label is gone from the task), a judgement
-corrects it, or the caller does not pass it. Judged records join the train split, and only that: one whose text is, or
+left its source. Four things remove one: it breaks a rule of today (say, its label is gone from the task), a judgement
+corrects it, a benchmark text leaked into it, or the caller does not pass it. Judged records join the train split, and only that: one whose text is, or
 nearly is, in another split would turn the frozen splits into training data, and is dropped as `bridges_splits`.
 """
 
@@ -21,6 +21,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tunesmith.data.checks import Report, check_records
+from tunesmith.data.contamination import drop_contaminated, read_benchmarks
 from tunesmith.data.dedup import drop_exact_duplicates, drop_near_duplicates
 from tunesmith.data.redact import Vault, read_key, redact
 from tunesmith.data.semantic import drop_semantic_duplicates
@@ -36,7 +37,7 @@ from tunesmith.errors import ConfigError, DataError
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many steps are done and how many there are."""
 
-STEPS = ("read", "validate", "drop exact duplicates", "split", "drop near duplicates")
+STEPS = ("read", "validate", "drop exact duplicates", "split", "drop near duplicates", "find leaks of benchmarks")
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,14 @@ class Prepared(Sifted):
         pages: Columns of `PAGE_SCHEMA`, of the same documents.
         redacted: Kind of personal data -> how often it was replaced.
         checks: What is to be said of the rows of the sources that can be used.
+        benchmarks: File of benchmark texts -> `texts` that it holds, and how many of them `leaked` into train rows.
     """
 
     blocks: pl.DataFrame
     pages: pl.DataFrame
     redacted: dict[str, int]
     checks: Report
+    benchmarks: dict[str, dict[str, int]]
 
 
 def prepare_records(
@@ -87,10 +90,10 @@ def prepare_records(
 
     Returns:
         Records and dropped rows. Reasons are those of `read_folder`, `validate`, `drop_exact_duplicates`, `split`,
-        `drop_near_duplicates` and `cap`, and `superseded`, `withdrawn` and `discarded`.
+        `drop_near_duplicates`, `drop_contaminated` and `cap`, and `superseded`, `withdrawn` and `discarded`.
 
     Raises:
-        NotFoundError: a source does not exist.
+        NotFoundError: a source or a benchmark does not exist.
         DataError: a source cannot be read or used, a file is listed twice, a check is an error, or a split would be empty.
         ConfigError: personal data shall be redacted, and there is no key.
     """
@@ -104,6 +107,7 @@ def prepare_records(
 
     if section.redact.enabled:
         read_key(section.redact)  # says what is missing before anything is read
+    benchmarks = read_benchmarks(section.contamination, root)
     gathered = gather(section, root, tools, progress)
     gathered, standing, judged, gone = _withdraw(gathered, standing, judged, withdrawals)
     gathered, judged, redacted = _redact(gathered, judged, section, root, project)
@@ -131,13 +135,20 @@ def prepare_records(
     # Within each split, once it is known: across splits the clusters decide. What stood before, or a person judged, stays.
     stays = pl.concat([old, parted.kept.join(judged, on="id", how="semi").select(old.columns)])
     near = drop_within_splits(parted.kept.join(judged, on="id", how="anti"), stays, section, tools)
-    capped = cap(near.kept, stays, section)
+
+    tell(5)
+    if section.redact.enabled:  # leaked texts were redacted
+        benchmarks = redact(benchmarks, section.redact, read_key(section.redact), project).frame
+    train = pl.concat([stays, near.kept.select(stays.columns)]).filter(split="train")
+    clean = drop_contaminated(train, benchmarks, section.contamination.false_positive_rate, tools.embed_static if len(benchmarks) else None)
+    new, old, kept_judged = (frame.join(clean.dropped, on="id", how="anti", maintain_order="left") for frame in (near.kept, old, kept_judged))
+    capped = cap(new, pl.concat([old, stays.join(kept_judged, on="id", how="semi")]), section)
 
     uncorrected, superseded = _supersede(old, kept_judged)
     together = pl.concat([standing.join(uncorrected, on="id", how="semi"), kept_judged, make_records(capped.kept)]).sort("id")
     reviewed = _discard(together, discarded or {})
     records = reviewed.kept
-    steps_dropped = (gathered, valid, valid_standing, valid_judged, unique_judged, unique_new, parted, near, capped)
+    steps_dropped = (gathered, valid, valid_standing, valid_judged, unique_judged, unique_new, parted, near, clean, capped)
     dropped = pl.concat([*(step.dropped for step in steps_dropped), reviewed.dropped, superseded, gone]).sort("source", "source_line", "id", "reason")
     empty = [name for name in SPLITS if records.filter(split=name).is_empty()]
     if empty:
@@ -147,7 +158,7 @@ def prepare_records(
             hint="Add rows, or give these splits a larger share in data.sources[].splits.",
         )
     tell(len(STEPS))
-    return Prepared(records, dropped, gathered.blocks, gathered.pages, redacted, checks)
+    return Prepared(records, dropped, gathered.blocks, gathered.pages, redacted, checks, clean.benchmarks)
 
 
 def _withdraw(
@@ -200,9 +211,9 @@ def drop_within_splits(rows: pl.DataFrame, stays: pl.DataFrame, section: DataSec
 
 
 def _embed(texts: pl.Series, tools: Tools) -> NDArray[np.float32]:
-    if tools.embed is None:
+    if tools.embed_static is None:
         raise ConfigError("data.dedup.semantic needs an embedding model. Received: none.", hint="tunesmith config explain data.embedding_model")
-    return tools.embed(texts.to_list())
+    return tools.embed_static(texts.to_list())
 
 
 def make_records(documents: pl.DataFrame) -> pl.DataFrame:

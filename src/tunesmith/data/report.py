@@ -9,6 +9,7 @@ that were read from them. The page is one file: no script, no font, no picture f
     dropped              reason -> `count` and `examples` (source, source_line, evidence)
     checks               see `checks.Report.to_dict`
     redacted             kind of personal data -> replacements
+    contamination        file of benchmark texts -> `texts`, and how many of them `leaked` into train rows, which are dropped as `contaminated`
     pages                caption -> picture as a data URI; only in the page, and none where personal data is redacted
 """
 
@@ -33,7 +34,13 @@ _PICTURES = 4
 
 
 def data_report(
-    records: pl.DataFrame, dropped: pl.DataFrame, pages: pl.DataFrame, checks: Report, redacted: Mapping[str, int], facts: Mapping[str, Any]
+    records: pl.DataFrame,
+    dropped: pl.DataFrame,
+    pages: pl.DataFrame,
+    checks: Report,
+    redacted: Mapping[str, int],
+    benchmarks: Mapping[str, Mapping[str, int]],
+    facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Put the report together.
 
@@ -43,6 +50,7 @@ def data_report(
         pages: Columns of `PAGE_SCHEMA`.
         checks: What the checks found.
         redacted: Kind of personal data -> replacements.
+        benchmarks: File of benchmark texts -> `texts` and `leaked`.
         facts: Shown at the top: project, reason and the like; anything JSON can hold.
     """
     counts = records.group_by("split", "label").len().sort("split", "label")
@@ -59,6 +67,7 @@ def data_report(
         "dropped": {reason: {"count": count, "examples": _examples(dropped, reason)} for reason, count in count_reasons(dropped).items()},
         "checks": checks.to_dict(),
         "redacted": dict(redacted),
+        "contamination": {file: dict(counts) for file, counts in benchmarks.items()},
     }
 
 

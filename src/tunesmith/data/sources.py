@@ -35,11 +35,13 @@ class Tools:
 
     Attributes:
         count_tokens: How many tokens a text has for the base model; None cuts no chunks.
-        embed: Texts -> unit vectors, shape (n, n_dimensions); None leaves meaning out.
+        embed: Texts -> unit vectors of a contextual model, shape (n, n_dimensions), to cut chunks where the subject changes; None leaves meaning out.
+        embed_static: Texts -> unit vectors by which copies are found, shape (n, n_dimensions).
     """
 
     count_tokens: CountTokens | None = None
     embed: Embed | None = None
+    embed_static: Embed | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,23 +117,25 @@ def _judged(harvest: Harvest | None, reviewed: Corrections) -> pl.DataFrame:
 
 
 def _tools(project: Project) -> Tools:
-    """Return what the settings ask for: the base model's tokenizer to cut chunks, the embedding model to read meaning."""
+    """Return what the settings ask for: the base model's tokenizer and the embedding model to cut chunks, static embeddings to find copies and leaks."""
     section = project.config.data
-    if section.chunk is None and not section.dedup.semantic:
-        return Tools()
-    embed = _embedder(project)
+    tools = Tools()
+    if section.dedup.semantic or section.contamination.benchmarks:
+        with needs_extra("data"):
+            from tunesmith.models.static_embed import StaticEmbedder
+        tools = Tools(embed_static=StaticEmbedder(section.embedding_model, project.root).encode)
     if section.chunk is None:
-        return Tools(embed=embed)
+        return tools
     from tunesmith.models.engine import load_tokenizer
 
     tokenizer = load_tokenizer(project.base.path)
-    return Tools(lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]), embed)
+    return replace(tools, count_tokens=lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]), embed=_embedder(project))
 
 
 def _report(project: Project, prepared: Prepared, reason: str) -> dict[str, str]:
     """Return report.json and report.html of what was prepared."""
     facts = {"project": project.config.project, "reason": reason, "labels": project.config.task.names}
-    report = data_report(prepared.kept, prepared.dropped, prepared.pages, prepared.checks, prepared.redacted, facts)
+    report = data_report(prepared.kept, prepared.dropped, prepared.pages, prepared.checks, prepared.redacted, prepared.benchmarks, facts)
     # A picture would show what was taken out of the text.
     draw = len(prepared.pages) and not project.config.data.redact.enabled
     sources = dict(
@@ -166,10 +169,12 @@ def _embedder(project: Project) -> Embed:
 
 
 def _input_digest(project: Project) -> str:
-    """Identify what a dataset version is made from: the sources' bytes, the settings and the label space."""
+    """Identify what a dataset version is made from: the sources' and benchmarks' bytes, the settings and the label space."""
     digests = [_source_digest(project.root, source) for source in project.config.data.sources]
+    benchmarks = [_source_digest(project.root, Source(path=path)) for path in project.config.data.contamination.benchmarks]
     withdrawn = [one.document_id for one in read_withdrawals(project.root)]
-    return content_id("inp", digests, project.config.data.model_dump(mode="json"), project.config.task.names, *([withdrawn] if withdrawn else []))
+    optional = [part for part in (benchmarks, withdrawn) if part]
+    return content_id("inp", digests, project.config.data.model_dump(mode="json"), project.config.task.names, *optional)
 
 
 def _source_digest(root: Path, source: Source) -> object:
