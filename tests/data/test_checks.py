@@ -83,13 +83,6 @@ def test_equal_letters_with_different_labels_conflict(one, other, conflict):
         assert check.examples[0].why == "labelled no and yes"
 
 
-def test_labels_conflict_within_the_clusters_that_are_given():
-    clusters = pl.DataFrame({"id": ["rec_0", "rec_1"], "cluster": [7, 7]})
-    rows = frame(["The loan is late", "The loan was late", "Else"], ["yes", "no", "no"])
-    report = check_records(rows, ChecksSection(), clusters=clusters)
-    assert next(check.count for check in report.checks if check.name == "conflicting_labels") == 2
-
-
 def test_rare_and_absent_labels_are_told():
     rows = frame(CLEAN, ["yes"] * 38 + ["no"] * 2)
     report = check_records(rows, ChecksSection(min_class_records=3), ("yes", "no", "maybe"))

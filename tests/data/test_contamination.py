@@ -158,7 +158,7 @@ def test_benchmarks_are_read_from_rows_of_any_shape_and_from_lines(tmp_path):
         ("a.jsonl", None, NotFoundError, "no such file"),
         ("a.txt", b" \n\n", DataError, "at least one text"),
         ("a.txt", b"\xff", DataError, "UTF-8"),
-        ("a.pdf", b"x", DataError, r"must end in \.txt or one of \.csv"),
+        ("a.pdf", b"x", DataError, r"must end in \.txt, \.csv"),
         ("a.csv", b"words\nx\n", DataError, "Received: 'text'"),
     ],
 )

@@ -8,9 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows import COLUMNS, documents, prose, same_rows
 
-from tunesmith.data.dedup import PAIRS_SCHEMA, clusters, drop_exact_duplicates, jaccard, near_duplicate_pairs, opening, same_opening_pairs, words
+from tunesmith.data.dedup import (
+    PAIRS_SCHEMA,
+    by_preference,
+    clusters,
+    drop_exact_duplicates,
+    drop_near_duplicates,
+    jaccard,
+    near_duplicate_pairs,
+    opening,
+    same_opening_pairs,
+    words,
+)
 from tunesmith.data.read import read_documents
 from tunesmith.data.settings import Source
+from tunesmith.errors import ConfigError
 
 TEXTS = st.lists(st.sampled_from(["a", "a ", "A", "a  b", "a b", "a\nb", "c", "", " "]), max_size=12)
 
@@ -132,3 +144,31 @@ def test_clusters_join_what_is_linked_and_nothing_else(links):
     for _ in range(4):
         reach = reach @ reach
     assert clusters(10, pairs).tolist() == [int(np.flatnonzero(row)[0]) for row in reach]
+
+
+RANKS = st.one_of(st.none(), st.integers(0, 3))
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a b c", "a b c d", "c b a"]), RANKS, RANKS), max_size=12), st.sampled_from(["newest", "longest", "most_reviewed"]))
+@settings(deadline=None)
+def test_the_rule_chooses_which_copy_is_kept_whatever_the_order(rows, keep):
+    whole = documents(*(("a.csv", text) for text, _, _ in rows)).with_columns(
+        created_at=pl.Series([time for _, time, _ in rows], dtype=pl.Float64), n_reviews=pl.Series([count for _, _, count in rows], dtype=pl.Int64)
+    )
+    sifted = drop_near_duplicates(whole, 0.5, keep)
+    assert same_rows(sifted, whole)
+    assert drop_near_duplicates(sifted.kept, 0.5, keep).dropped.is_empty()
+    shuffled = drop_near_duplicates(whole.reverse(), 0.5, keep)
+    assert shuffled.dropped.sort("id").equals(sifted.dropped.sort("id"))
+    column = {"newest": "created_at", "longest": "text", "most_reviewed": "n_reviews"}[keep]
+    value = {row["id"]: row[column] for row in whole.iter_rows(named=True)}
+    for id_, kept_id in sifted.dropped.select("id", "kept_id").rows():
+        kept, gone = (len(value[each]) if keep == "longest" else (-1 if value[each] is None else value[each]) for each in (kept_id, id_))
+        assert kept >= gone
+
+
+def test_a_rule_without_its_column_is_refused():
+    with pytest.raises(ConfigError, match="newest needs the column 'created_at'"):
+        by_preference(documents(("a.csv", "a")), "newest")
+    with pytest.raises(ConfigError, match="keep must be one of newest, longest, most_reviewed"):
+        by_preference(documents(("a.csv", "a")), "oldest")

@@ -1,5 +1,7 @@
 import time
+import zlib
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -10,8 +12,9 @@ from tunesmith.data.prepare import STEPS, make_records, prepare_records
 from tunesmith.data.read import read_documents
 from tunesmith.data.settings import Source
 from tunesmith.data.sifted import DROPPED_SCHEMA, count_reasons
+from tunesmith.data.sources import Tools
 from tunesmith.entities import SPLITS, Record
-from tunesmith.errors import DataError
+from tunesmith.errors import ConfigError, DataError
 
 LABELS = ("yes", "no")
 
@@ -190,3 +193,43 @@ def test_what_leaked_leaves_room_under_the_cap(project):
     capped = prepare_records(section(max_records={"train": len(train) - 1}, contamination={"benchmarks": ["qa.txt"]}), LABELS, folder)
     assert "over_max_records" not in count_reasons(capped.dropped)
     assert len(capped.kept.filter(split="train")) == len(train) - 1
+
+
+@pytest.mark.parametrize(("keep", "key"), [("newest", "time_column"), ("most_reviewed", "reviews_column")])
+def test_the_newest_or_most_reviewed_of_copies_is_kept(tmp_path, keep, key):
+    text = prose(99)
+    copies = [(text, "yes", "3"), (f"{text} v1", "no", "10"), (text, "no", "9"), (f"{text} longer", "yes", "")]
+    rows = [*((prose(number), "yes", "1") for number in range(40)), *copies]
+    pl.DataFrame(rows, schema=["text", "label", "n"], orient="row").write_csv(tmp_path / "a.csv")
+    source = {"path": "a.csv", "splits": FOUR, key: "n"}
+    sifted = prepare_records(section(sources=[source], dedup={"keep": keep}, checks={"stop_above": {"conflicting_labels": 1}}), LABELS, tmp_path)
+    assert sifted.kept.filter(pl.col("text").str.starts_with(text))["text"].to_list() == [f"{text} v1"]
+    # Of the two equal texts the label with the 9 was compared.
+    reasons = dict(sifted.dropped.select(pl.format("{} {}", "text", "label"), "reason").iter_rows())
+    assert reasons[f"{text} yes"] == "conflicting_label"
+    assert reasons[f"{text} no"] == "near_duplicate"
+    with pytest.raises(ConfigError, match=f"keep: {keep} needs the {key} of each file in data.sources. Received none for: b.csv"):
+        prepare_records(section(sources=[source, {"path": "b.csv"}], dedup={"keep": keep}), LABELS, tmp_path)
+    with pytest.raises(DataError, match=f"{key} must name one of its columns: 'text', 'label', 'n'. Received: 'm'"):
+        prepare_records(section(sources=[{**source, key: "m"}], dedup={"keep": keep}), LABELS, tmp_path)
+
+
+def test_semantic_duplicates_go_by_static_embeddings(project):
+    folder, first = project
+    words = prose(70).split()
+    write(folder, [(" ".join(words), "yes"), (" ".join(reversed(words)), "yes")], "b.csv")
+    sources = [{"path": "a.csv", "splits": FOUR}, {"path": "b.csv", "splits": {"train": 1}}]
+    settings_ = section(sources=sources, dedup={"semantic": True})
+
+    def embed(texts):
+        """Words as directions: order makes no difference."""
+        vectors = np.zeros((len(texts), 256), dtype=np.float32)
+        for row, text in enumerate(texts):
+            for word in text.split():
+                vectors[row, zlib.crc32(word.encode()) % 256] += 1
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    second = prepare_records(settings_, LABELS, folder, first, tools=Tools(embed_static=embed))
+    assert count_reasons(second.dropped) == {"semantic_duplicate": 1}
+    with pytest.raises(ConfigError, match="needs an embedding model"):
+        prepare_records(settings_, LABELS, folder, first)

@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import time
+from datetime import date, datetime
 
 import polars as pl
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows import COLUMNS, section
 
-from tunesmith.data.read import read_documents
+from tunesmith.data.read import RANK_SCHEMA, read_documents
 from tunesmith.data.settings import Source
 from tunesmith.data.validate import drop_invalid
 from tunesmith.entities import Document
@@ -44,7 +45,7 @@ def test_what_is_written_is_read_from_the_line_where_it_starts(tmp_path_factory,
     pl.DataFrame(rows, schema=["text", "label"], orient="row").write_parquet(folder / "a.parquet")
     found = {name: read_documents(Source(path=name), folder) for name in ("a.csv", "a.jsonl", "a.parquet")}
     for frame in found.values():
-        assert frame.schema == pl.Schema(Document.frame_schema())
+        assert frame.schema == pl.Schema({**Document.frame_schema(), **RANK_SCHEMA})
         assert frame.select("text", "label").rows() == rows
         assert frame["id"].is_unique().all()
     lines = as_csv(rows).replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -157,3 +158,48 @@ def test_thirteen_thousand_rows_take_less_than_two_seconds(read):
     began = time.process_time()
     assert len(read(content)) == 13_000
     assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("1970-01-02", 86400.0),
+        ("1970-01-01T01:00:00+01:00", 0.0),
+        ("1970-01-01 00:00:10", 10.0),
+        ("19700103", 172800.0),
+        ("1700000000.5", 1700000000.5),
+        (12, 12.0),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_times_become_numbers_that_grow(tmp_path, value, seconds):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a", "label": "b", "at": value, "seen": 2}) + "\n")
+    found = read_documents(Source(path="a.jsonl", time_column="at", reviews_column="seen"), tmp_path)
+    assert found.select("created_at", "n_reviews").rows() == [(seconds, 2)]
+
+
+def test_times_of_parquet_are_read_and_rows_without_columns_have_none(tmp_path):
+    frame = pl.DataFrame({"text": ["a", "b"], "label": ["x", "y"], "day": [date(1970, 1, 3), None], "at": [datetime(1970, 1, 1, 0, 0, 5), None]})
+    frame.write_parquet(tmp_path / "a.parquet")
+    for column, expected in (("day", 172800.0), ("at", 5.0)):
+        found = read_documents(Source(path="a.parquet", time_column=column), tmp_path)
+        assert found.select("created_at", "n_reviews").rows() == [(expected, None), (None, None)]
+    assert read_documents(Source(path="a.parquet"), tmp_path)["created_at"].to_list() == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        ("time_column", "yesterday", "ISO 8601 date or time"),
+        ("time_column", "nan", "ISO 8601"),
+        ("time_column", True, "ISO 8601"),
+        ("reviews_column", "-1", "whole number"),
+        ("reviews_column", 1.5, "whole number"),
+        ("reviews_column", True, "whole number"),
+    ],
+)
+def test_what_ranks_nothing_is_refused_with_its_line(tmp_path, key, value, rule):
+    (tmp_path / "a.jsonl").write_text("\n" + json.dumps({"text": "a", "label": "b", "n": value}) + "\n")
+    with pytest.raises(DataError, match=rf"a\.jsonl:2: n must be a.*{rule}"):
+        read_documents(Source.model_validate({"path": "a.jsonl", key: "n"}), tmp_path)

@@ -110,15 +110,13 @@ class Report:
             )
 
 
-def check_records(records: pl.DataFrame, section: ChecksSection, labels: Sequence[str] = (), clusters: pl.DataFrame | None = None) -> Report:
+def check_records(records: pl.DataFrame, section: ChecksSection, labels: Sequence[str] = ()) -> Report:
     """Check a data set.
 
     Args:
         records: Columns `id`, `text`, `label`, `source`, `source_line`, as records and documents have them.
         section: Thresholds.
         labels: The label space; a label of it that no row has is rare too.
-        clusters: Columns `id` and `cluster`, as a search for near duplicates gives them: labels that differ within a
-            cluster conflict. Without it texts are nearly equal when their letters are.
 
     Raises:
         MissingExtraError: ftfy is not installed.
@@ -130,7 +128,7 @@ def check_records(records: pl.DataFrame, section: ChecksSection, labels: Sequenc
         _class_balance(frame, section, labels),
         _encoding(frame, section),
         _made("template_markers", frame, texts.str.extract(f"({_MARKERS})").str.strip_chars(), section, "texts hold markers of a chat template"),
-        _conflicting_labels(frame, section, clusters),
+        _conflicting_labels(frame, section),
         _garbage(frame, section),
         _length_outliers(frame, section),
     ]
@@ -246,13 +244,10 @@ def _encoding(frame: pl.DataFrame, section: ChecksSection) -> Check:
     return _made("encoding", frame, pl.Series(why, dtype=pl.String), section, "texts have damaged characters")
 
 
-def _conflicting_labels(frame: pl.DataFrame, section: ChecksSection, clusters: pl.DataFrame | None) -> Check:
+def _conflicting_labels(frame: pl.DataFrame, section: ChecksSection) -> Check:
     letters = frame["text"].str.to_lowercase().str.replace_all(r"[^\p{L}]+", "")
     # A text without letters is equal only to itself.
     keyed = frame.with_columns(key=pl.when(letters.str.len_chars() > 0).then(letters).otherwise(pl.col("text")))
-    if clusters is not None:
-        keyed = keyed.join(clusters.select("id", "cluster"), on="id", how="left", maintain_order="left")
-        keyed = keyed.with_columns(key=pl.coalesce(pl.format("cluster {}", "cluster"), "key"))
     groups = keyed.group_by("key").agg(pl.col("label").unique().sort().alias("labels")).filter(pl.col("labels").list.len() > 1)
     joined = keyed.join(groups, on="key", how="left", maintain_order="left")
     why = joined.select(pl.when(pl.col("labels").is_not_null()).then(pl.format("labelled {}", pl.col("labels").list.join(" and ")))).to_series()

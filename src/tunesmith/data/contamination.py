@@ -136,8 +136,9 @@ _EXPLAIN = "tunesmith config explain data.contamination.benchmarks"
 
 
 def _read_rows(path: str, column: str, root: Path) -> pl.DataFrame:
-    if Path(path).suffix.lower() not in ROW_SUFFIXES:
-        raise DataError(f"{path}: must end in .txt or one of {', '.join(ROW_SUFFIXES)}. Received: {Path(path).suffix or 'no suffix'!r}.", hint=_EXPLAIN)
+    suffixes = [suffix for suffix in ROW_SUFFIXES if suffix != ".sql"]
+    if Path(path).suffix.lower() not in suffixes:
+        raise DataError(f"{path}: must end in .txt, {', '.join(suffixes)}. Received: {Path(path).suffix or 'no suffix'!r}.", hint=_EXPLAIN)
     # A benchmark needs no label.
     return read_documents(Source(path=path, text_column=column, label_column=column), root).select(list(BENCHMARK_SCHEMA))
 

@@ -41,8 +41,8 @@ def by_preference(rows: pl.DataFrame, keep: Keep) -> pl.DataFrame:
     """Sort rows, the one to keep of any set of duplicates first.
 
     Args:
-        rows: Columns `id` and `text`. `newest` needs `created_at` too, any type that sorts by time; `most_reviewed` needs
-            `n_reviews`, a number. Nulls come last.
+        rows: Columns `id` and `text`. `newest` needs `created_at` too, which grows with time; `most_reviewed` needs
+            `n_reviews`. Nulls come last.
         keep: The rule. Equal rows stand by text, then by id, so that the order of the input changes nothing.
 
     Raises:

@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 
 from tunesmith.data.checks import Report, check_records
 from tunesmith.data.contamination import drop_contaminated, read_benchmarks
-from tunesmith.data.dedup import drop_exact_duplicates, drop_near_duplicates
+from tunesmith.data.dedup import by_preference, drop_exact_duplicates, drop_near_duplicates
 from tunesmith.data.redact import Vault, read_key, redact
 from tunesmith.data.semantic import drop_semantic_duplicates
 from tunesmith.data.settings import DataSection
 from tunesmith.data.sifted import DROPPED_SCHEMA, Sifted, as_dropped, count_reasons, no_rows
-from tunesmith.data.sources import ROW_SCHEMA, Gathered, Tools, as_rows, gather
+from tunesmith.data.sources import ROW_SCHEMA, Gathered, Tools, as_rows, gather, require_rank_columns
 from tunesmith.data.split import cap, split
 from tunesmith.data.validate import drop_invalid, validate
 from tunesmith.data.withdrawn import Withdrawal, drop_withdrawn
@@ -95,7 +95,7 @@ def prepare_records(
     Raises:
         NotFoundError: a source or a benchmark does not exist.
         DataError: a source cannot be read or used, a file is listed twice, a check is an error, or a split would be empty.
-        ConfigError: personal data shall be redacted, and there is no key.
+        ConfigError: personal data shall be redacted, and there is no key; or `section.dedup.keep` needs a column that a source does not name.
     """
     tools = tools or Tools()
     standing = no_rows(Record.frame_schema()) if previous is None else previous
@@ -105,6 +105,7 @@ def prepare_records(
         if progress:
             progress(STEPS[step] if step < len(STEPS) else "records ready", step, len(STEPS))
 
+    require_rank_columns(section)
     if section.redact.enabled:
         read_key(section.redact)  # says what is missing before anything is read
     benchmarks = read_benchmarks(section.contamination, root)
@@ -125,7 +126,8 @@ def prepare_records(
     corrected = pl.col("id").is_in(judged["supersedes"].implode())
     old = valid_standing.kept
     unique_judged = drop_exact_duplicates(valid_judged.kept, old.filter((pl.col("split") == "train") & ~corrected))
-    unique_new = drop_exact_duplicates(new, pl.concat([old, unique_judged.kept]))
+    ranked = new if section.dedup.keep == "longest" else by_preference(new, section.dedup.keep)
+    unique_new = drop_exact_duplicates(ranked, pl.concat([old, unique_judged.kept]))
 
     tell(3)
     parted = split(pl.concat([unique_judged.kept, unique_new.kept], how="diagonal"), section, old)
@@ -248,7 +250,7 @@ def _discard(records: pl.DataFrame, discarded: Mapping[str, str]) -> Sifted:
 
 def _as_documents(records: pl.DataFrame) -> pl.DataFrame:
     """Give records the columns of `ROW_SCHEMA`, and `split`, so that they pass the same steps. They keep their own ids."""
-    return _with_digest(records).with_columns(confidence="weight").select([*ROW_SCHEMA, "split"])
+    return as_rows(_with_digest(records)).with_columns(confidence="weight").select([*ROW_SCHEMA, "split"])
 
 
 def _with_digest(rows: pl.DataFrame) -> pl.DataFrame:

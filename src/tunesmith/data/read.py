@@ -9,13 +9,17 @@ A broken file is an error too, never a shorter data set.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
 import hashlib
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +34,14 @@ from tunesmith.errors import DataError, NotFoundError
 if TYPE_CHECKING:
     import _csv
 
-Row = tuple[int, str, str]
-"""First line, text, label."""
+Row = tuple[int, str, str, object, object]
+"""First line, text, label, and what the source's columns for time and reviews hold; None where it names none."""
+
+RANK_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "created_at": pl.Float64,  # seconds since 1970, or the number that the source has; null where it has none
+    "n_reviews": pl.Int64,
+}
+"""Columns that say which of duplicates is better (`dedup.by_preference`)."""
 
 
 def read_documents(source: Source, root: Path) -> pl.DataFrame:
@@ -42,7 +52,7 @@ def read_documents(source: Source, root: Path) -> pl.DataFrame:
         root: Folder of the project, which `source.path` is relative to.
 
     Returns:
-        A frame with the columns of `Document`, in the order of the file. `source_line` counts physical lines from 1 (a
+        A frame with the columns of `Document` and of `RANK_SCHEMA`, in the order of the file. `source_line` counts physical lines from 1 (a
         quoted CSV field may span several, a JSON object starts on it); in Parquet and queries, which have no lines, it counts
         rows from 1. An id depends on the
         path, the row's text and label, and how many equal rows stand before it: other rows can come and go.
@@ -67,7 +77,7 @@ def read_documents(source: Source, root: Path) -> pl.DataFrame:
     rows = list(read(raw, source, root))
     if not rows:
         raise DataError(f"{source.path}: must hold at least one row. Received: an empty file.", hint=_EXPLAIN)
-    return _documents(rows, address(source))
+    return _documents(rows, source)
 
 
 _EXPLAIN = "tunesmith config explain data.sources"
@@ -78,10 +88,13 @@ def address(source: Source) -> str:
     return Path(source.path).as_posix()
 
 
-def _documents(rows: list[Row], path: str) -> pl.DataFrame:
+def _documents(rows: list[Row], source: Source) -> pl.DataFrame:
+    path = address(source)
     seen: Counter[str] = Counter()
-    ids, digests = [], []
-    for line, text, label in rows:
+    ids, digests, times, reviews = [], [], [], []
+    for line, text, label, time, n_reviews in rows:
+        times.append(_time(time, source, line))
+        reviews.append(_count(n_reviews, source, line))
         try:
             row_sha256 = hashlib.sha256(json.dumps([text, label], ensure_ascii=False).encode()).hexdigest()
         except UnicodeEncodeError:
@@ -89,10 +102,39 @@ def _documents(rows: list[Row], path: str) -> pl.DataFrame:
         ids.append(content_id("doc", path, row_sha256, seen[row_sha256]))
         digests.append(hashlib.sha256(text.encode()).hexdigest())
         seen[row_sha256] += 1
-    lines, texts, labels = zip(*rows, strict=True)
-    columns = {"id": ids, "source": [path] * len(rows), "source_line": lines, "content_sha256": digests, "text": texts, "label": labels}
-    columns["confidence"] = [1.0] * len(rows)
-    return pl.DataFrame(columns, schema=Document.frame_schema())
+    lines, texts, labels, _, _ = zip(*rows, strict=True)
+    columns: dict[str, Any] = {"id": ids, "source": [path] * len(rows), "source_line": lines, "content_sha256": digests, "text": texts, "label": labels}
+    columns |= {"confidence": [1.0] * len(rows), "created_at": times, "n_reviews": reviews}
+    return pl.DataFrame(columns, schema={**Document.frame_schema(), **RANK_SCHEMA})
+
+
+def _time(value: object, source: Source, line: int) -> float | None:
+    """Return a number that grows with time; a time without a zone counts as UTC."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            with contextlib.suppress(ValueError):
+                value = float(str(value))
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day, tzinfo=UTC)
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    raise DataError(f"{source.path}:{line}: {source.time_column} must be an ISO 8601 date or time, or a number. Received: {value!r:.80}.")
+
+
+def _count(value: object, source: Source, line: int) -> int | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise DataError(f"{source.path}:{line}: {source.reviews_column} must be a whole number, 0 or more. Received: {value!r:.80}.")
 
 
 def _read_csv(raw: bytes, source: Source, _root: Path) -> Iterator[Row]:
@@ -103,12 +145,13 @@ def _read_csv(raw: bytes, source: Source, _root: Path) -> Iterator[Row]:
     _, columns = next(rows, (1, []))
     if not columns:
         return
-    _require_columns(columns, source)
+    _require_columns(columns, source, "text_column", "label_column", *_ranked_by(source))
     text_at, label_at = columns.index(source.text_column), columns.index(source.label_column)
+    time_at, reviews_at = (columns.index(name) if name else None for name in (source.time_column, source.reviews_column))
     for line, fields in rows:
         if len(fields) != len(columns):
             raise DataError(f"{source.path}:{line}: each row must have {len(columns)} fields, as the first one. Received: {len(fields)}.", hint=_QUOTING)
-        yield line, fields[text_at], fields[label_at]
+        yield line, fields[text_at], fields[label_at], None if time_at is None else fields[time_at], None if reviews_at is None else fields[reviews_at]
 
 
 _QUOTING = "Put fields with commas, quotes or line breaks in double quotes, and double the quotes inside."
@@ -183,15 +226,16 @@ def _after_space(text: str, at: int) -> int:
 def _pairs(rows: Iterable[tuple[int, dict[str, Any]]], columns: list[str], source: Source) -> Iterator[Row]:
     """Yield the text and label of rows that have columns for them, or one of the known shapes."""
     shape = None if {source.text_column, source.label_column} <= set(columns) else find_shape(columns)
-    if columns and shape is None:
-        _require_columns(columns, source)
+    if columns:
+        _require_columns(columns, source, *(("text_column", "label_column") if shape is None else ()), *_ranked_by(source))
     for line, row in rows:
+        time, n_reviews = (row.get(name) if name else None for name in (source.time_column, source.reviews_column))
         if shape is None:
             text, label = (_text(row.get(column), source, line, column) for column in (source.text_column, source.label_column))
-            yield line, text, label
+            yield line, text, label, time, n_reviews
             continue
         try:
-            yield line, *to_pair(row, shape)
+            yield (line, *to_pair(row, shape), time, n_reviews)
         except ValueError as error:
             raise DataError(f"{source.path}:{line}: {error}.") from None
 
@@ -239,8 +283,14 @@ def _text(value: object, source: Source, line: int, column: str) -> str:
     return value
 
 
-def _require_columns(columns: list[str], source: Source) -> None:
-    for key, wanted in (("text_column", source.text_column), ("label_column", source.label_column)):
+def _ranked_by(source: Source) -> list[str]:
+    """Return the keys of the columns that rank duplicates, where the source names them."""
+    return [key for key in ("time_column", "reviews_column") if getattr(source, key)]
+
+
+def _require_columns(columns: list[str], source: Source, *keys: str) -> None:
+    for key in keys:
+        wanted = getattr(source, key)
         if columns.count(wanted) > 1:
             raise DataError(f"{source.path}:1: column names must differ. Received: {wanted!r} {columns.count(wanted)} times.")
         if wanted in columns:

@@ -19,6 +19,10 @@ class Source(Section):
     """Column that holds the document's text."""
     label_column: str = "label"
     """Column that holds the right answer."""
+    time_column: str = ""
+    """Column that says when a row was made, for `data.dedup.keep: newest`: an ISO 8601 date or time, or a number. Rows without a value come last."""
+    reviews_column: str = ""
+    """Column that counts the reviews of a row, for `data.dedup.keep: most_reviewed`. Rows without a value come last."""
     database: str = Field(default="env:TUNESMITH_DATABASE_URL", pattern="^(env|file):.+")
     """Where the SQLAlchemy URL of a query (a path that ends in .sql) stands: env:VARIABLE, or file:PATH relative to the project."""
     label_from: str = Field(default="folder", min_length=1)
@@ -63,8 +67,10 @@ class DedupSection(Section):
     `data.embedding_model` once."""
     semantic_threshold: float = Field(default=0.93, gt=0, le=1)
     """Cosine of the static embeddings, in (0, 1], from which two texts that also share words are semantic duplicates."""
-    keep: Literal["longest"] = "longest"
-    """Which of near duplicates is kept. Records of the parent version, and what a person judged, always are."""
+    keep: Literal["newest", "longest", "most_reviewed"] = "longest"
+    """Which of duplicates is kept: the newest (`time_column` of its source), the longest text, or the one with most reviews (`reviews_column`).
+    Documents of folders have neither and come last. Of exact duplicates `longest` keeps the first. Records of the parent version, and what a person judged,
+    are kept whatever this says."""
 
 
 class OcrSection(Section):
@@ -159,7 +165,7 @@ class DataSection(Section):
     """Documents, their validation and their splits."""
 
     sources: tuple[Source, ...] = Field(min_length=1)
-    """Files to read, in order; of exact duplicates the first is kept."""
+    """Files to read, in order."""
     max_records: dict[Split, int] = Field(default_factory=dict)
     """Split -> most records to use, chosen by a hash of the document, so that raising it only adds. The rest is listed as `over_max_records`."""
     min_characters: int = Field(default=1, ge=1)

@@ -8,8 +8,8 @@ the suffix of a row format is a file.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import polars as pl
@@ -17,13 +17,13 @@ import polars as pl
 from tunesmith.data.blocks import block_schema
 from tunesmith.data.chunk import CountTokens, Embed, chunk
 from tunesmith.data.folder import PAGE_SCHEMA, ReadFolder, read_folder
-from tunesmith.data.read import ROW_SUFFIXES, address, read_documents
+from tunesmith.data.read import RANK_SCHEMA, ROW_SUFFIXES, address, read_documents
 from tunesmith.data.settings import DataSection, Source
 from tunesmith.data.sifted import DROPPED_SCHEMA, no_rows
 from tunesmith.entities import Document
-from tunesmith.errors import DataError, NotFoundError
+from tunesmith.errors import ConfigError, DataError, NotFoundError
 
-ROW_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {**Document.frame_schema(), "document_id": pl.String, "block_ids": pl.String}
+ROW_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {**Document.frame_schema(), "document_id": pl.String, "block_ids": pl.String, **RANK_SCHEMA}
 """Column -> type of the rows that go through the data steps: a document, or a chunk with an id of its own."""
 
 Progress = Callable[[str, int, int], None]
@@ -37,11 +37,13 @@ class Tools:
         count_tokens: How many tokens a text has for the base model; None cuts no chunks.
         embed: Texts -> unit vectors of a contextual model, shape (n, n_dimensions), to cut chunks where the subject changes; None leaves meaning out.
         embed_static: Texts -> unit vectors by which copies are found, shape (n, n_dimensions).
+        queried: Path of a query -> its result, where it was run already, as `read_documents` gives it.
     """
 
     count_tokens: CountTokens | None = None
     embed: Embed | None = None
     embed_static: Embed | None = None
+    queried: Mapping[str, pl.DataFrame] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def gather(section: DataSection, root: Path, tools: Tools, progress: Progress | 
         if progress:
             progress(f"read {name}", position, len(names))
         if not is_folder(source):
-            rows.append(as_rows(read_documents(source, root)))
+            read = tools.queried[source.path] if source.path in tools.queried else read_documents(source, root)
+            rows.append(as_rows(read).select(list(ROW_SCHEMA)))
             continue
 
         def tell(file: str, done: int, total: int, name: str = name) -> None:
@@ -111,9 +114,27 @@ def gather(section: DataSection, root: Path, tools: Tools, progress: Progress | 
 
 
 def as_rows(documents: pl.DataFrame) -> pl.DataFrame:
-    """Add the columns that tell a chunk's document and blocks, where a row is a whole document."""
-    missing = {name: expression for name, expression in (("document_id", pl.col("id")), ("block_ids", pl.lit(""))) if name not in documents.columns}
-    return documents.with_columns(**missing)
+    """Add the columns of `ROW_SCHEMA` that the rows lack: those of a chunk, where a row is a whole document, and those that rank duplicates, null."""
+    defaults = {"document_id": pl.col("id"), "block_ids": pl.lit(""), **{name: pl.lit(None, dtype=kind) for name, kind in RANK_SCHEMA.items()}}
+    return documents.with_columns(**{name: default for name, default in defaults.items() if name not in documents.columns})
+
+
+def require_rank_columns(section: DataSection) -> None:
+    """Make sure that the sources name the column by which `section.dedup.keep` chooses. Documents of folders have none, and come last.
+
+    Raises:
+        ConfigError: a file of rows does not name it, or no source does.
+    """
+    key = {"newest": "time_column", "most_reviewed": "reviews_column"}.get(section.dedup.keep)
+    if key is None:
+        return
+    named = any(getattr(source, key) for source in section.sources)
+    lacking = [source.path for source in section.sources if not getattr(source, key) and not (named and is_folder(source))]
+    if lacking:
+        raise ConfigError(
+            f"data.dedup.keep: {section.dedup.keep} needs the {key} of each file in data.sources. Received none for: {', '.join(lacking)}.",
+            hint=f"Set {key} of these sources, or data.dedup.keep: longest.",
+        )
 
 
 def configured(addresses: pl.Series, section: DataSection) -> pl.Series:
@@ -140,7 +161,7 @@ def _rows(found: ReadFolder, labels: pl.Series, section: DataSection, tools: Too
         chunks = chunk(found.blocks, tools.count_tokens, section.chunk, tools.embed)
         facts = documents.select("source", "content_sha256", "label", document_id="id")
         made = chunks.join(facts, on="document_id", maintain_order="left").with_columns(source_line="page", block_ids=pl.col("block_ids").list.join(" "))
-    return made.select(list(ROW_SCHEMA)).cast(pl.Schema(ROW_SCHEMA))
+    return as_rows(made).select(list(ROW_SCHEMA)).cast(pl.Schema(ROW_SCHEMA))
 
 
 def _labels(sources: pl.Series, source: Source, root: Path) -> pl.Series:

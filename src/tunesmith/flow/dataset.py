@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tunesmith.data.diff import Difference, diff
 from tunesmith.data.freeze import freeze, read_records
 from tunesmith.data.nearest import nearest
 from tunesmith.data.prepare import Prepared, prepare_records
-from tunesmith.data.read import read_documents
+from tunesmith.data.read import RANK_SCHEMA, read_documents
 from tunesmith.data.report import data_report, page_pictures, render_html, render_json
 from tunesmith.data.settings import Source
 from tunesmith.data.sifted import no_rows
@@ -65,7 +65,8 @@ def newest_dataset(project: Project) -> DatasetVersion | None:
 def next_version(project: Project, parent: DatasetVersion | None, harvest: Harvest | None = None, because: str = "") -> DatasetVersion:
     """Freeze the version that follows a parent, with the records of judgements where some were harvested; unchanged inputs return the parent."""
     with project.step("prepare") as done:
-        inputs = _input_digest(project)
+        queried = {source.path: read_documents(source, project.root) for source in project.config.data.sources if source.path.lower().endswith(".sql")}
+        inputs = _input_digest(project, queried)
         previous = read(project, parent) if parent else None
         reviewed = corrections(project, no_rows(Record.frame_schema()) if previous is None else previous)
         if parent is not None and parent.inputs == inputs and harvest is None and not reviewed.pending and not because:
@@ -81,7 +82,7 @@ def next_version(project: Project, parent: DatasetVersion | None, harvest: Harve
             previous,
             judged,
             lambda what, at, n: project.progress.advance(at, n, what),
-            _tools(project),
+            replace(_tools(project), queried=queried),
             project.config.project,
             read_withdrawals(project.root),
             reviewed.discarded,
@@ -168,20 +169,23 @@ def _embedder(project: Project) -> Embed:
     return Embedder(project.config.data.embedding_model, project.root).encode
 
 
-def _input_digest(project: Project) -> str:
+def _input_digest(project: Project, queried: Mapping[str, pl.DataFrame]) -> str:
     """Identify what a dataset version is made from: the sources' and benchmarks' bytes, the settings and the label space."""
-    digests = [_source_digest(project.root, source) for source in project.config.data.sources]
+    # A query may stand still while the database does not.
+    digests = [_rows_digest(queried[each.path]) if each.path in queried else _source_digest(project.root, each) for each in project.config.data.sources]
     benchmarks = [_source_digest(project.root, Source(path=path)) for path in project.config.data.contamination.benchmarks]
     withdrawn = [one.document_id for one in read_withdrawals(project.root)]
     optional = [part for part in (benchmarks, withdrawn) if part]
     return content_id("inp", digests, project.config.data.model_dump(mode="json"), project.config.task.names, *optional)
 
 
+def _rows_digest(rows: pl.DataFrame) -> str:
+    return content_id("qry", rows.select("id", *RANK_SCHEMA).rows())
+
+
 def _source_digest(root: Path, source: Source) -> object:
     """Return the digest of a file, or of each file of a folder; what is missing or remote is found out where it is read."""
     path = root / source.path
-    if path.suffix.lower() == ".sql" and path.is_file():  # the query may stand still while the database does not
-        return content_id("qry", read_documents(source, root)["id"].to_list())
     if path.is_file():
         return file_sha256(path)
     if not path.is_dir():
