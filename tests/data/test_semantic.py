@@ -86,3 +86,38 @@ def test_pairs_between_two_sets():
 def test_rows_and_embeddings_must_be_as_many():
     with pytest.raises(DataError, match="2 rows, 1 embeddings"):
         drop_semantic_duplicates(documents(("a.csv", "a"), ("a.csv", "b")), embed(["a"]), 0.9)
+
+
+def test_within_cells_nearly_all_is_found_that_the_full_comparison_finds(monkeypatch):
+    draw = np.random.default_rng(0)
+    n, dimension = 3000, 64
+    topics = draw.normal(size=(20, dimension))
+    vectors = topics[draw.integers(0, 20, n)] + draw.normal(size=(n, dimension))
+    copies = vectors[draw.integers(0, n, 600)]
+    vectors = np.concatenate([vectors, copies + 0.4 * draw.normal(size=copies.shape)]).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    whole = pl.DataFrame({"id": [f"{at:05}" for at in draw.permutation(len(vectors))], "text": ["a b c"] * len(vectors)})
+
+    def drop(rows, embeddings, **keys):
+        return drop_semantic_duplicates(rows, embeddings, 0.93, **keys)
+
+    full = drop(whole, vectors)
+    assert len(full.dropped) > 400
+    monkeypatch.setattr(semantic, "_LARGEST_FULL", 100)
+    monkeypatch.setattr(semantic, "_STRIDE", 64)
+    monkeypatch.setattr(semantic, "_BLOCK", 16)
+    found = drop(whole, vectors)
+    assert same_rows(found, whole)
+    assert len(set(found.dropped["id"]) & set(full.dropped["id"])) >= 0.98 * len(full.dropped)
+    vector = dict(zip(whole["id"], vectors, strict=True))
+    kept = set(found.kept["id"])
+    for id_, kept_id, similarity in found.dropped.select("id", "kept_id", "similarity").rows():
+        assert kept_id in kept
+        assert kept_id < id_  # equal texts rank by id
+        assert similarity == pytest.approx(vector[id_] @ vector[kept_id], abs=1e-6)
+        assert similarity >= 0.93 - 1e-6
+    order = draw.permutation(len(whole))
+    assert drop(whole[order], vectors[order]).dropped.sort("id").equals(found.dropped.sort("id"))
+    old = drop(whole[1500:], vectors[1500:], previous=whole[:1500], previous_embeddings=vectors[:1500])
+    assert same_rows(old, whole[1500:])
+    assert set(old.dropped["kept_id"]) & set(whole["id"][:1500])

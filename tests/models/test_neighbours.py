@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.models import neighbours
-from tunesmith.models.neighbours import above, nearest
+from tunesmith.models.neighbours import above, centres, nearest
 
 
 def unit(seed, n, dimension=16, n_centres=4):
@@ -57,3 +57,17 @@ def test_rounding_to_bfloat16_stays_within_the_margin():
     vectors = unit(3, 2000, dimension=384, n_centres=30)
     rounded = torch.from_numpy(vectors).bfloat16()
     assert np.abs((rounded @ rounded.t()).float().numpy() - vectors @ vectors.T).max() < neighbours._ROUNDING
+
+
+def test_centres_are_where_the_vectors_are():
+    vectors = unit(3, 400, n_centres=4)
+    found = centres(vectors, 4)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    home, cosine = nearest(vectors, found, 1)
+    for cell in range(4):
+        own = vectors[home[:, 0] == cell].sum(0)
+        assert found[cell] @ own / np.linalg.norm(own) > 0.999
+    start = vectors[np.linspace(0, 399, 4).astype(int)]
+    assert cosine.mean() > nearest(vectors, start, 1)[1].mean()
+    np.testing.assert_array_equal(found, centres(vectors, 4))
+    np.testing.assert_array_equal(centres(np.zeros((3, 2), dtype=np.float32), 2), np.zeros((2, 2)))

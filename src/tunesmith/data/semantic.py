@@ -3,14 +3,21 @@
 Two texts are semantic duplicates when the cosine of their embeddings reaches a threshold and, as a check on the model, their
 sets of words overlap enough: embeddings put texts of one template together that differ in what matters, and words tell. The
 check is a Jaccard similarity of word sets, which edits of single words lower far less than that of shingles; 0 turns it off,
-for paraphrases that share few words. Every row is compared with every better one that stays, so that nothing is missed and equal rows are no extra work;
-time grows with the square of the rows that stay.
+for paraphrases that share few words.
 
-Source: Abbas et al. 2023, SemDeDup (thresholds on embeddings); here without clusters and with the words as a second witness.
+Up to 100,000 rows every row is compared with every better one that stays: nothing is missed, and time grows with the square of
+the rows that stay. More rows are compared within cells, one for each of as many centres (k-means) as the root of their number: a
+row with the better ones that stay in the cells of its eight nearest centres, and with all that stand near it in rank. Missed is a
+duplicate whose cell is none of these, which is rare at the thresholds of copies (of those that the full comparison drops, fewer
+than 2 in 100; tested on planted copies) and more frequent the lower the threshold. Time grows with the power 1.5.
+
+Source: Abbas et al. 2023, SemDeDup (thresholds on embeddings, within k-means clusters); here with several cells a row and the
+words as a second witness.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +30,9 @@ from tunesmith.data.shingles import ShingleSets, Texts, shingle_sets
 from tunesmith.data.sifted import Sifted
 from tunesmith.errors import DataError
 
+_LARGEST_FULL = 100_000  # rows that are all compared with each other
+_STRIDE = 16_384  # of more rows, so many that follow each other are all compared with each other
+_PROBES = 8
 _BLOCK = 1024
 
 
@@ -49,7 +59,7 @@ def drop_semantic_duplicates(
 
     Returns:
         Kept rows in the order of the input. Dropped rows name a better row that stays (`kept_id`) and the cosine to it.
-        Dropping again drops nothing; kept rows are no semantic duplicates of each other.
+        Up to 100,000 rows dropping again drops nothing, and kept rows are no semantic duplicates of each other.
 
     Raises:
         DataError: rows and embeddings differ in number.
@@ -62,8 +72,9 @@ def drop_semantic_duplicates(
     ranked = by_preference(rows.with_row_index("position"), keep)
     whole = pl.concat([fixed, ranked.select("id", "text")])
     vectors = np.concatenate([fixed_vectors, embeddings[ranked["position"].to_numpy()]])
-    keeper, cosine = _keepers(shingle_sets(whole["text"], 1), vectors, threshold, min_word_overlap, len(fixed))
-    return sift(rows, whole["id"], keeper, cosine, "semantic_duplicate", "cosine {} to {}")
+    decision = _Decision(shingle_sets(whole["text"], 1), vectors, threshold, min_word_overlap)
+    decision.keep_first(len(fixed))
+    return sift(rows, whole["id"], decision.keeper, decision.cosine, "semantic_duplicate", "cosine {} to {}")
 
 
 def semantic_duplicate_pairs(
@@ -110,24 +121,86 @@ def _verified(left: _Side, right: _Side, threshold: float, overlap: float) -> tu
     return one, other, cosines
 
 
-def _keepers(sets: ShingleSets, vectors: NDArray[np.float32], threshold: float, overlap: float, n_fixed: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return, for rows that stand best first, the rank of a better row that stays (-1 for one that stays itself) and the cosine."""
-    n = len(sets)
-    keeper, cosine = np.full(n, -1), np.zeros(n)
-    staying, held = np.arange(n), vectors.copy()  # ranks and vectors of the rows that stay, packed at the beginning
-    n_stay = n_fixed
-    for begin in range(n_fixed, n, _BLOCK):
-        block = np.arange(begin, min(begin + _BLOCK, n))
-        worse, better, found = _verified(_Side(sets, block, vectors[block]), _Side(sets, staying[:n_stay], held[:n_stay]), threshold, overlap)
+class _Decision:
+    """Which of n rows stay, the best standing first.
+
+    Attributes:
+        keeper: shape (n,). Rank of a better row that stays; -1 for one that stays itself.
+        cosine: shape (n,). Cosine to it, else 0.
+    """
+
+    def __init__(self, sets: ShingleSets, vectors: NDArray[np.float32], threshold: float, overlap: float) -> None:
+        self._sets, self._vectors, self._threshold, self._overlap = sets, vectors, threshold, overlap
+        self.keeper, self.cosine = np.full(len(sets), -1), np.zeros(len(sets))
+
+    def keep_first(self, n_fixed: int) -> None:
+        """Decide about all but the first n_fixed rows, which stay."""
+        n = len(self._sets)
+        if n <= _LARGEST_FULL:
+            self._keep_first_of(np.arange(n_fixed, n), np.arange(n_fixed))
+            return
+        cells = _Cells(self._vectors)
+        for begin in range(n_fixed, n, _STRIDE):
+            rows = np.arange(begin, min(begin + _STRIDE, n))
+            for asking, held in cells.of(rows):
+                self._compare(asking, held[self.keeper[held] < 0])
+            self._keep_first_of(self._staying(rows), rows[:0])
+
+    def _staying(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return rows[self.keeper[rows] < 0]
+
+    def _side(self, rows: NDArray[np.int64]) -> _Side:
+        return _Side(self._sets, rows, self._vectors[rows])
+
+    def _compare(self, rows: NDArray[np.int64], others: NDArray[np.int64] | _Side) -> None:
+        """Let rows go that are duplicates of others, which are better and stay."""
+        held = others if isinstance(others, _Side) else self._side(others)
+        worse, better, found = _verified(self._side(rows), held, self._threshold, self._overlap)
         by_cosine = np.lexsort((better, -found, worse))
-        rows, first = np.unique(worse[by_cosine], return_index=True)
-        keeper[rows], cosine[rows] = better[by_cosine][first], found[by_cosine][first]
-        block = block[keeper[block] < 0]
-        side = _Side(sets, block, vectors[block])
-        for row, other, value in zip(*(column.tolist() for column in _verified(side, side, threshold, overlap)), strict=True):
-            if other < row and keeper[other] < 0 and value > cosine[row]:
-                keeper[row], cosine[row] = other, value
-        block = block[keeper[block] < 0]
-        staying[n_stay : n_stay + len(block)], held[n_stay : n_stay + len(block)] = block, vectors[block]
-        n_stay += len(block)
-    return keeper, cosine
+        gone, first = np.unique(worse[by_cosine], return_index=True)
+        better, found = better[by_cosine][first], found[by_cosine][first]
+        closer = found > self.cosine[gone]
+        self.keeper[gone[closer]], self.cosine[gone[closer]] = better[closer], found[closer]
+
+    def _keep_first_of(self, rows: NDArray[np.int64], before: NDArray[np.int64]) -> None:
+        """Compare each row with all that stay before it, and with `before`, which stay."""
+        every = np.concatenate([before, rows])
+        staying, held = every.copy(), self._vectors[every]  # of the rows that stay, packed at the beginning
+        n_stay = len(before)
+        for begin in range(0, len(rows), _BLOCK):
+            block = rows[begin : begin + _BLOCK]
+            self._compare(block, _Side(self._sets, staying[:n_stay], held[:n_stay]))
+            side = self._side(self._staying(block))
+            for row, other, value in zip(*(column.tolist() for column in _verified(side, side, self._threshold, self._overlap)), strict=True):
+                if other < row and self.keeper[other] < 0 and value > self.cosine[row]:
+                    self.keeper[row], self.cosine[row] = other, value
+            block = self._staying(block)
+            staying[n_stay : n_stay + len(block)], held[n_stay : n_stay + len(block)] = block, self._vectors[block]
+            n_stay += len(block)
+
+
+class _Cells:
+    """The rows by their nearest centre, of as many centres as the root of their number."""
+
+    def __init__(self, vectors: NDArray[np.float32]) -> None:
+        from tunesmith.models.neighbours import centres, nearest
+
+        self._vectors = vectors
+        self._centres = centres(vectors, round(len(vectors) ** 0.5))
+        home = nearest(vectors, self._centres, 1)[0][:, 0]
+        self._rows = np.argsort(home, kind="stable")  # by cell, then by rank
+        self._starts = np.searchsorted(home[self._rows], np.arange(len(self._centres) + 1))
+
+    def of(self, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Yield, for each cell, those of some consecutive rows that are near it, and the rows in it that stand before all of them."""
+        from tunesmith.models.neighbours import nearest
+
+        cells = nearest(self._vectors[rows], self._centres, _PROBES)[0]
+        asked = np.argsort(cells, axis=None, kind="stable")
+        starts = np.searchsorted(cells.ravel()[asked], np.arange(len(self._centres) + 1))
+        for cell in range(len(self._centres)):
+            asking = rows[asked[starts[cell] : starts[cell + 1]] // cells.shape[1]]
+            held = self._rows[self._starts[cell] : self._starts[cell + 1]]
+            held = held[: np.searchsorted(held, rows[0])]
+            if len(asking) and len(held):
+                yield asking, held

@@ -1,10 +1,10 @@
 """Nearest neighbours by cosine, by comparing all with all in blocks.
 
-Below some 100,000 vectors this is faster than building a graph index, and it misses nothing. Where the processor
-multiplies bfloat16 natively, blocks are compared in it and what may count is computed again in float32: `above` allows
-for the rounding and is exact, `nearest` takes three times the neighbours asked for and more, of which rounding loses
-none in practice. Vectors are rows of length 1 (or 0); cosines are in [-1, 1]. Time grows with the product of the two
-numbers of vectors, memory with one block of them.
+Below some 100,000 vectors this is faster than building a graph index, and it misses nothing; `centres` cut more of them into
+cells. Where the processor multiplies bfloat16 natively, blocks are compared in it and what may count is computed again in
+float32: `above` allows for the rounding and is exact, `nearest` takes three times the neighbours asked for and more, of
+which rounding loses none in practice. Vectors are rows of length 1 (or 0); cosines are in [-1, 1]. Time grows with the
+product of the two numbers of vectors, memory with one block of them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from tunesmith.models.embed import multiplies_bfloat16
 
-_BLOCK = 1024
+_BLOCK = 1024  # queries at once
+_MOST_PRODUCTS = 1 << 27  # at once; fewer queries where there are more than 131,072 vectors
 _ROUNDING = 0.01  # most that a cosine of unit vectors is off in bfloat16; tested
 _SPARE = 3  # so many times more candidates than neighbours are computed again
 
@@ -38,10 +39,10 @@ def nearest(queries: NDArray[np.float32], vectors: NDArray[np.float32], k: int, 
     positions, cosines = np.empty((len(queries), k), dtype=np.int64), np.empty((len(queries), k), dtype=np.float32)
     if k == 0 or len(queries) == 0:
         return positions, cosines
-    all_vectors, exact = _in_pass_dtype(vectors), torch.from_numpy(vectors)
+    all_vectors, exact, size = _in_pass_dtype(vectors), torch.from_numpy(vectors), _block(len(vectors))
     n_candidates = min(len(vectors), k * _SPARE + 16)
-    for begin in range(0, len(queries), _BLOCK):
-        block = torch.from_numpy(queries[begin : begin + _BLOCK])
+    for begin in range(0, len(queries), size):
+        block = torch.from_numpy(queries[begin : begin + size])
         products = block.to(all_vectors.dtype) @ all_vectors.t()
         if exclude_self:
             rows = torch.arange(len(block))
@@ -67,10 +68,10 @@ def above(left: NDArray[np.float32], right: NDArray[np.float32], least: float) -
     Yields:
         Positions in `left`, ascending, positions in `right`, ascending within those of `left`, and cosines.
     """
-    others, exact = _in_pass_dtype(right), torch.from_numpy(right)
+    others, exact, size = _in_pass_dtype(right), torch.from_numpy(right), _block(len(right))
     margin = _ROUNDING if others.dtype == torch.bfloat16 else 1e-5
-    for begin in range(0, len(left), _BLOCK):
-        block = torch.from_numpy(left[begin : begin + _BLOCK])
+    for begin in range(0, len(left), size):
+        block = torch.from_numpy(left[begin : begin + size])
         rows, columns = torch.nonzero(block.to(others.dtype) @ others.t() >= least - margin, as_tuple=True)
         cosines = torch.empty(len(rows))
         for at in range(0, len(rows), 1 << 16):
@@ -78,6 +79,35 @@ def above(left: NDArray[np.float32], right: NDArray[np.float32], least: float) -
             cosines[part] = (block[rows[part]] * exact[columns[part]]).sum(1)
         close = cosines >= least
         yield (rows[close] + begin).numpy(), columns[close].numpy(), cosines[close].numpy()
+
+
+def centres(vectors: NDArray[np.float32], k: int, n_steps: int = 8) -> NDArray[np.float32]:
+    """Find k centres of vectors by spherical k-means on at most 64 a centre, which stand evenly among them; so do the first centres.
+
+    Args:
+        vectors: shape (n, D), n at least k. Their order decides.
+        k: How many, at least 1.
+        n_steps: Rounds.
+
+    Returns:
+        shape (k, D), rows of length 1; a centre without vectors stays where it was.
+
+    Source: Dhillon and Modha 2001, Concept Decompositions for Large Sparse Text Data Using Clustering.
+    """
+    sample = vectors[np.unique(np.linspace(0, len(vectors) - 1, min(len(vectors), 64 * k)).astype(np.int64))]
+    found = sample[np.linspace(0, len(sample) - 1, k).astype(np.int64)].copy()
+    for _ in range(n_steps):
+        home = nearest(sample, found, 1)[0][:, 0]
+        order = np.argsort(home, kind="stable")
+        cells, starts = np.unique(home[order], return_index=True)
+        sums = np.add.reduceat(sample[order], starts)
+        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+        found[cells] = np.divide(sums, lengths, out=found[cells], where=lengths > 0)
+    return found
+
+
+def _block(n: int) -> int:
+    return min(max(_MOST_PRODUCTS // max(n, 1), 1), _BLOCK)
 
 
 def _in_pass_dtype(vectors: NDArray[np.float32]) -> torch.Tensor:
