@@ -112,14 +112,14 @@ def train_peer(setup: Setup, dtype: str) -> Round:
     from transformers.utils import logging
 
     from tunesmith.train.batches import schedule
-    from tunesmith.train.fit import with_adapters
+    from tunesmith.train.strategies import load_strategy
 
     logging.disable_progress_bar()
     config, base, prompt, rows = prepare(setup)
     section = config.train
     steps = schedule(rows, section)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype), attn_implementation="sdpa")
-    model = with_adapters(model, section).train()  # PEFT's LoRA, drawn from the same seed
+    model = load_strategy(section).prepare(model).train()  # PEFT's LoRA, drawn from the same seed
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=section.learning_rate, weight_decay=section.weight_decay)
     scheduler = get_scheduler(section.lr_scheduler_type, optimizer, math.ceil(section.warmup_ratio * len(steps)), len(steps))

@@ -28,7 +28,7 @@ def run(name="run_1", dataset_version_id="dsv_1"):
         supervised_tokens=1,
         tokens=1,
         machine="",
-        adapter_sha256="",
+        weights_sha256="",
         created_at=utc_now(),
     )
 

@@ -183,3 +183,14 @@ def test_many_open_a_new_database_and_write_at_once(tmp_path):
     store = Store.at(path)
     assert {said.prediction_id for said in store.feedback()} == {answer.id for answer in answers}
     assert all(store.find(Prediction, answer.id) == answer for answer in answers)
+
+
+def test_a_run_of_an_older_schema_keeps_its_digest(tmp_path):
+    """Schema 0003 calls `adapter_sha256` of a run `weights_sha256`."""
+    run = nouns.run().model_copy(update={"weights_sha256": "abc"})
+    Store.at(tmp_path / "store.db").put(nouns.dataset(), run)
+    with sqlite3.connect(tmp_path / "store.db") as connection:
+        body = connection.execute("SELECT body FROM noun WHERE id = ?", (run.id,)).fetchone()[0]
+        connection.execute("UPDATE noun SET body = ? WHERE id = ?", (body.replace("weights_sha256", "adapter_sha256"), run.id))
+        connection.execute("UPDATE alembic_version SET version_num = '0002'")
+    assert Store.at(tmp_path / "store.db").get(Run, run.id) == run

@@ -160,7 +160,8 @@ class Run(Noun):
     tokens: int
     machine: str
     """Passes side by side, forward pass and precision: what its speed is comparable with."""
-    adapter_sha256: str
+    weights_sha256: str
+    """Of the safetensors file of what was learnt."""
     created_at: str
 
     @property
@@ -188,7 +189,7 @@ class Evaluation(Noun):
 
 
 class ModelVersion(Noun):
-    """A registered run: base, adapter, chat template, label space and calibrator in one folder."""
+    """A registered run: base, weights, chat template, label space and calibrator in one folder."""
 
     prefix = "mdl"
     run_id: str

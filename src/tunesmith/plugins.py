@@ -19,10 +19,20 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "platt": "tunesmith.evaluate.calibration:Platt",
         "none": "tunesmith.evaluate.calibration:Uncalibrated",
     },
+    "data_engine": {
+        "local": "tunesmith.data.engine:LocalEngine",
+        "ray": "tunesmith.data.engine:RayEngine",
+    },
     "ocr": {
         "tesseract": "tunesmith.data.ocr:Tesseract",
         "rapidocr": "tunesmith.data.ocr:RapidOcr",
         "http": "tunesmith.data.ocr:HttpOcr",
+    },
+    "strategy": {
+        "full": "tunesmith.train.strategies:Full",
+        "lora": "tunesmith.train.strategies:Lora",
+        "qlora": "tunesmith.train.strategies:QLora",
+        "prefix": "tunesmith.train.strategies:Prefix",
     },
 }
 

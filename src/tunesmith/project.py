@@ -104,10 +104,25 @@ class Project:
 
     @cached_property
     def model_section(self) -> ModelSection:
-        """The section `model` without `auto`."""
+        """The section `model` without `auto`, as it is trained."""
         with needs_extra("train"):
             from tunesmith.models.engine import resolve
-        return resolve(self.config.model, self.base.path, lora_dropout=self.config.train.lora_dropout)
+            from tunesmith.train.strategies import load_strategy
+        strategy = load_strategy(self.config.train)
+        section = self.config.model.model_copy(update={"load_in_4bit": self.config.model.load_in_4bit or strategy.load_in_4bit})
+        return resolve(section, self.base.path, fits_fast_pass=strategy.fits_fast_pass)
+
+    def answering(self, weights: Path | None) -> ModelSection:
+        """Return the section `model` without `auto` for answers: of a run's weights, or of the base model, which is never in 4 bits here.
+
+        The untuned model is the same opponent of every strategy, and what the plain pass trained may be exact in the fast one.
+        """
+        from tunesmith.models.engine import resolve
+        from tunesmith.models.weights import fits_fast_pass
+
+        in_4bit = weights is not None and self.model_section.load_in_4bit
+        section = self.config.model.model_copy(update={"load_in_4bit": in_4bit})
+        return resolve(section, self.base.path, fits_fast_pass=weights is None or fits_fast_pass(weights))
 
     @cached_property
     def prompt(self) -> Prompt:

@@ -24,7 +24,7 @@ def test_every_stage_is_a_command_of_its_own_and_says_what_comes_next(tiny, cli)
     [
         (("prepare",), {"id", "rows", "dropped", "sha256"}),
         (("plan",), {"rows", "tokens", "peak_memory_bytes", "trainable_share"}),
-        (("train",), {"id", "train_loss", "adapter_sha256"}),
+        (("train",), {"id", "train_loss", "weights_sha256"}),
         (("evaluate",), {"id", "n_test", "accuracy"}),
         (("calibrate",), {"metrics", "calibration", "provenance"}),
         (("register",), {"model_version", "verdict"}),

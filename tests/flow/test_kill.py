@@ -39,7 +39,7 @@ def test_a_run_that_is_killed_in_every_stage_ends_where_its_twin_does(fresh, fin
     project, twin = Project.load(fresh), finished.project
     ours, theirs = flow.run(project), finished.outcome
     assert (ours.dataset.id, ours.dataset.sha256) == (theirs.dataset.id, theirs.dataset.sha256)
-    assert (ours.run.id, ours.run.adapter_sha256, ours.run.train_loss) == (theirs.run.id, theirs.run.adapter_sha256, theirs.run.train_loss)
+    assert (ours.run.id, ours.run.weights_sha256, ours.run.train_loss) == (theirs.run.id, theirs.run.weights_sha256, theirs.run.train_loss)
     assert losses(project, ours.run) == losses(twin, theirs.run)
     for name in ("tuned-validation", "tuned-calibration", "tuned-test", "classical-test"):
         mine, other = (pl.read_parquet(p.root / made.evaluation.path / f"{name}.parquet") for p, made in ((project, ours), (twin, theirs)))

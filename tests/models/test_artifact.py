@@ -8,15 +8,16 @@ from tunesmith.errors import DataError, NotFoundError
 from tunesmith.files import file_sha256
 from tunesmith.models.artifact import MANIFEST, ModelFile, open_artifact, write_artifact
 from tunesmith.models.catalog import resolve_base
-from tunesmith.models.engine import Engine, load_model
+from tunesmith.models.engine import Engine
 from tunesmith.models.settings import ModelSection
+from tunesmith.models.weights import load_model
 
 CALIBRATOR = {"method": "temperature", "temperature": 1.5}
 
 
 @pytest.fixture(scope="module")
 def adapter(base, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run") / "adapter"
+    folder = tmp_path_factory.mktemp("run") / "weights"
     model = load_model(base, ModelSection(model_name_or_path=str(base), dtype="float32"))
     get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")).save_pretrained(folder)
     return folder
@@ -39,7 +40,7 @@ def model_file(base, task, prompt):
 @pytest.fixture
 def written(tmp_path, adapter, model_file, prompt):
     folder = tmp_path / "mdl_1"
-    digest = write_artifact(folder, adapter=adapter, model=model_file, calibrator=CALIBRATOR, chat_template=prompt.tokenizer.chat_template, card="# Card\n")
+    digest = write_artifact(folder, weights=adapter, model=model_file, calibrator=CALIBRATOR, chat_template=prompt.tokenizer.chat_template, card="# Card\n")
     return folder, digest
 
 
@@ -50,18 +51,18 @@ def test_what_is_written_is_read_again(written, model_file, base, adapter, promp
     assert artifact.calibrator == CALIBRATOR
     assert digest == file_sha256(folder / MANIFEST)
     assert set(json.loads((folder / MANIFEST).read_text())) == {
-        *("README.md", "adapter/README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
+        *("README.md", "weights/README.md", "weights/adapter_config.json", "weights/adapter_model.safetensors"),
         *("calibrator.json", "chat_template.jinja", "model.json"),
     }
     texts = ["my mortgage", "the credit card " * 60]
-    direct = Engine(base, prompt, model_file.model, adapter=adapter).score(texts[:1])
+    direct = Engine(base, prompt, model_file.model, weights=adapter).score(texts[:1])
     np.testing.assert_allclose(artifact.engine(base.parent).score(texts)[:1], direct, atol=1e-5)
 
 
 def test_writing_again_replaces_the_folder_whole(written, adapter, model_file):
     folder, first = written
     (folder / "stray").touch()
-    second = write_artifact(folder, adapter=adapter, model=model_file, calibrator={}, chat_template="", card="")
+    second = write_artifact(folder, weights=adapter, model=model_file, calibrator={}, chat_template="", card="")
     assert second != first
     assert open_artifact(folder, second).calibrator == {}
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
@@ -78,16 +79,16 @@ def remove(folder):
 
 
 def add(folder):
-    (folder / "adapter" / "code.py").write_text("print('hello')")
-    return "adapter/code.py"
+    (folder / "weights" / "code.py").write_text("print('hello')")
+    return "weights/code.py"
 
 
 def flip_a_bit(folder):
-    weights = folder / "adapter" / "adapter_model.safetensors"
+    weights = folder / "weights" / "adapter_model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    return "adapter/adapter_model.safetensors"
+    return "weights/adapter_model.safetensors"
 
 
 def change_with_the_manifest(folder):
@@ -112,12 +113,12 @@ def test_there_is_no_such_folder(tmp_path):
 
 def test_other_weights_below_the_adapter_are_refused(tmp_path, adapter, model_file, base):
     other = model_file.model_copy(update={"base_sha256": "f" * 64})
-    digest = write_artifact(tmp_path / "mdl", adapter=adapter, model=other, calibrator={}, chat_template="", card="")
+    digest = write_artifact(tmp_path / "mdl", weights=adapter, model=other, calibrator={}, chat_template="", card="")
     with pytest.raises(DataError, match="needs the base model with sha256 ffff"):
         open_artifact(tmp_path / "mdl", digest).engine(base.parent)
 
 
 def test_another_chat_template_is_refused(tmp_path, adapter, model_file, base):
-    digest = write_artifact(tmp_path / "mdl", adapter=adapter, model=model_file, calibrator={}, chat_template="other", card="")
+    digest = write_artifact(tmp_path / "mdl", weights=adapter, model=model_file, calibrator={}, chat_template="other", card="")
     with pytest.raises(DataError, match="chat template must be the one that mdl was trained with"):
         open_artifact(tmp_path / "mdl", digest).engine(base.parent)

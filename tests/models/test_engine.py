@@ -7,9 +7,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tunesmith.errors import BackendError, ConfigError
-from tunesmith.models.engine import AnswerTree, Engine, load_model, load_tokenizer, n_workers, resolve
+from tunesmith.models.engine import AnswerTree, Engine, load_tokenizer, resolve
+from tunesmith.models.processor import n_workers
 from tunesmith.models.settings import ModelSection, TaskSection
 from tunesmith.models.tokens import Prompt
+from tunesmith.models.weights import load_model
 from tunesmith.testing import tiny_rows
 
 TEXTS = [text for text, _ in tiny_rows(9)] + ["short", "mortgage " * 300]
@@ -102,7 +104,7 @@ def test_auto_forward_is_fast_where_it_is_exact(base, tmp_path, monkeypatch):
     auto = section(base, forward="auto")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve(auto, base).forward == "fast"
-    assert resolve(auto, base, lora_dropout=0.1).forward == "plain"
+    assert resolve(auto, base, fits_fast_pass=False).forward == "plain"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert resolve(auto, base).forward == "plain"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -114,8 +116,8 @@ def test_auto_forward_is_fast_where_it_is_exact(base, tmp_path, monkeypatch):
 
 
 def test_the_fast_pass_is_refused_with_dropout(base):
-    with pytest.raises(ConfigError, match=r"no dropout. Received: llama, dropout 0\.1"):
-        resolve(section(base), base, lora_dropout=0.1)
+    with pytest.raises(ConfigError, match=r"without dropout and magnitudes\. Received: llama on the CPU"):
+        resolve(section(base), base, fits_fast_pass=False)
 
 
 def test_what_was_asked_for_is_kept(base):

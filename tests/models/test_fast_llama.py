@@ -12,9 +12,10 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig
 
 from tunesmith.models.batch import scoring_batch, training_batch
-from tunesmith.models.engine import PlainForward, load_model
+from tunesmith.models.engine import PlainForward
 from tunesmith.models.fast_llama import FastLlama, supports
 from tunesmith.models.settings import ModelSection
+from tunesmith.models.weights import load_model
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TOKENS = st.integers(0, 299)

@@ -4,10 +4,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from tunesmith.models.engine import load_model
-from tunesmith.models.footprint import matmul_flops_per_second, measure_footprint
+from tunesmith.models.footprint import measure_footprint
 from tunesmith.models.memory import PeakMemory, resident_bytes
+from tunesmith.models.processor import matmul_flops_per_second
 from tunesmith.models.settings import ModelSection
+from tunesmith.models.weights import load_model
 
 
 def with_adapters(model):

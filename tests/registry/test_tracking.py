@@ -31,7 +31,7 @@ def test_the_registered_version_and_the_alias_follow_the_store(finished, client)
     version = client.get_model_version_by_alias("tiny", "champion")
     assert version.tags["tunesmith.id"] == finished.project.store.alias("tiny", "champion") == finished.outcome.model_version.id
     artifacts = client.list_artifacts(version.run_id, f"models/{finished.outcome.model_version.id}")
-    assert {"adapter", "calibrator.json", "chat_template.jinja", "manifest.json", "model.json"} <= {each.path.rsplit("/")[-1] for each in artifacts}
+    assert {"weights", "calibrator.json", "chat_template.jinja", "manifest.json", "model.json"} <= {each.path.rsplit("/")[-1] for each in artifacts}
 
 
 def test_telling_it_again_changes_nothing(finished, client):

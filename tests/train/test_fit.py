@@ -7,11 +7,13 @@ from safetensors.torch import load_file
 
 from tunesmith.errors import BackendError, ConfigError
 from tunesmith.files import file_sha256
-from tunesmith.models.engine import Engine, load_model
+from tunesmith.models.engine import Engine
+from tunesmith.models.weights import load_model
 from tunesmith.train.batches import encode_rows
 from tunesmith.train.checkpoint import newest_complete
-from tunesmith.train.fit import fit, with_adapters
+from tunesmith.train.fit import fit
 from tunesmith.train.settings import TrainSection
+from tunesmith.train.strategies import load_strategy
 
 DEFAULTS = {"max_length": 160, "lora_r": 4, "learning_rate": 1e-2, "per_device_train_batch_size": 8, "num_train_epochs": 2, "logging_steps": 1, "save_steps": 4}
 
@@ -36,7 +38,7 @@ def losses(folder):
 
 
 def weights(folder):
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
+    return load_file(folder / "weights" / "adapter_model.safetensors")
 
 
 def test_the_loss_goes_down_and_the_answers_get_better(tmp_path, run, records, prompt, base, model):
@@ -51,15 +53,15 @@ def test_the_loss_goes_down_and_the_answers_get_better(tmp_path, run, records, p
     truth = [prompt.task.names.index(label) for label in records["label"]]
 
     def accuracy(adapter):
-        return (Engine(base, prompt, model, adapter=adapter).score(records["text"].to_list()).argmax(axis=1) == truth).mean()
+        return (Engine(base, prompt, model, weights=adapter).score(records["text"].to_list()).argmax(axis=1) == truth).mean()
 
-    assert accuracy(tmp_path / "a" / "adapter") > accuracy(None) + 0.3
+    assert accuracy(tmp_path / "a" / "weights") > accuracy(None) + 0.3
 
 
 def test_the_same_seed_gives_the_same_bits(tmp_path, run):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         run(name, seed=seed)
-    a, b, c = (file_sha256(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in "abc")
+    a, b, c = (file_sha256(tmp_path / name / "weights" / "adapter_model.safetensors") for name in "abc")
     assert a == b != c
 
 
@@ -95,8 +97,8 @@ def test_old_checkpoints_go(tmp_path, run):
 
 def test_the_adapter_folder_holds_safetensors_and_text(tmp_path, run):
     run("a", max_steps=1)
-    assert sorted(path.name for path in (tmp_path / "a" / "adapter").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
-    assert not (tmp_path / "a" / ".adapter").exists()
+    assert sorted(path.name for path in (tmp_path / "a" / "weights").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert not (tmp_path / "a" / ".weights").exists()
 
 
 def test_the_report_gets_each_logged_step(run):
@@ -117,11 +119,11 @@ def test_the_learning_rate_rises_and_takes_its_shape(tmp_path, run, lr_scheduler
 
 def test_finished_and_run_again_is_finished(tmp_path, run):
     first = run("a")
-    before, adapter = losses(tmp_path / "a"), file_sha256(tmp_path / "a" / "adapter" / "adapter_model.safetensors")
+    before, adapter = losses(tmp_path / "a"), file_sha256(tmp_path / "a" / "weights" / "adapter_model.safetensors")
     again = run("a")
     assert (again.steps, again.train_loss) == (first.steps, first.train_loss)
     assert losses(tmp_path / "a") == before
-    assert file_sha256(tmp_path / "a" / "adapter" / "adapter_model.safetensors") == adapter
+    assert file_sha256(tmp_path / "a" / "weights" / "adapter_model.safetensors") == adapter
 
 
 def test_never_resume_starts_again(tmp_path, run):
@@ -130,7 +132,7 @@ def test_never_resume_starts_again(tmp_path, run):
     run("b", max_steps=6, seed=5)
     assert [line["step"] for line in losses(tmp_path / "a")] == [1, 2, 3, 4, 5, 6]
     assert sorted(path.name for path in (tmp_path / "a").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
-    a, b = (file_sha256(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in "ab")
+    a, b = (file_sha256(tmp_path / name / "weights" / "adapter_model.safetensors") for name in "ab")
     assert a == b
 
 
@@ -151,12 +153,12 @@ def test_a_loss_that_is_not_finite_names_step_and_rows(run, records):
 )
 def test_modules_that_cannot_be_adapted(base, model, modules, message):
     with pytest.raises(ConfigError, match=message):
-        with_adapters(load_model(base, model), TrainSection(lora_target_modules=modules))
+        load_strategy(TrainSection(lora_target_modules=modules)).prepare(load_model(base, model))
 
 
 def test_the_seed_decides_the_adapters(base, model):
     def drawn(seed):
-        adapted = with_adapters(load_model(base, model), TrainSection(seed=seed))
+        adapted = load_strategy(TrainSection(seed=seed)).prepare(load_model(base, model))
         return torch.cat([parameter.flatten() for parameter in adapted.parameters() if parameter.requires_grad])
 
     assert torch.equal(drawn(1), drawn(1))
@@ -170,7 +172,7 @@ def test_one_row_is_a_step_an_epoch(run):
 
 def test_adapters_in_the_last_layers_only(base, model):
     section = TrainSection(lora_layers=1)
-    adapted = with_adapters(load_model(base, model), section)
+    adapted = load_strategy(section).prepare(load_model(base, model))
     trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     assert {name.split(".layers.")[1].split(".")[0] for name in trained} == {"1"}
     assert len(trained) == 2 * 7, "A and B of every linear module of one layer"

@@ -76,7 +76,7 @@ def figures(folder: Path):
 def assert_same_run(folder, expected):
     assert figures(folder) == figures(expected)
     for name in ("adapter_model.safetensors", "adapter_config.json"):
-        assert file_sha256(folder / "adapter" / name) == file_sha256(expected / "adapter" / name), name
+        assert file_sha256(folder / "weights" / name) == file_sha256(expected / "weights" / name), name
 
 
 @pytest.mark.parametrize("seed", range(4))

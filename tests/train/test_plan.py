@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tunesmith.errors import DataError, RefusedError
-from tunesmith.models.engine import load_model
+from tunesmith.models.weights import load_model
 from tunesmith.train.batches import encode_rows
-from tunesmith.train.fit import with_adapters
 from tunesmith.train.plan import Estimate, Plan, excess_in_words, make_plan, refuse_over_limits
 from tunesmith.train.settings import TrainSection
+from tunesmith.train.strategies import load_strategy
 
 DEFAULTS = {"max_length": 160, "per_device_train_batch_size": 8, "excess_length_strategy": "truncate"}
 
@@ -41,7 +41,7 @@ def test_counts_are_those_of_the_rows_and_of_the_loaded_model(plan, records, pro
     assert made.shared_prefix_tokens == len(prompt.prefix)
     assert 0 <= made.padding_share < 0.2
     assert made.excess == ()
-    loaded = with_adapters(load_model(base, model), TrainSection(**DEFAULTS))
+    loaded = load_strategy(TrainSection(**DEFAULTS)).prepare(load_model(base, model))
     assert made.all_parameters == sum(parameter.numel() for parameter in loaded.parameters())
     assert made.trainable_parameters == sum(parameter.numel() for parameter in loaded.parameters() if parameter.requires_grad)
     assert made.trainable_share == made.trainable_parameters / made.all_parameters
@@ -163,6 +163,7 @@ from tunesmith.train.batches import encode_rows
 from tunesmith.train.fit import fit
 from tunesmith.train.plan import make_plan
 from tunesmith.train.settings import TrainSection
+from tunesmith.train.strategies import load_strategy
 
 base, complaints, folder = map(Path, sys.argv[1:])
 frame = pl.read_csv(complaints).with_row_index("id")

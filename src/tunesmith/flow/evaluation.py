@@ -64,17 +64,18 @@ def evaluate(project: Project, run: Run) -> Evaluation:
 def _all_scores(project: Project, run: Run, dataset: DatasetVersion, folder: Path) -> dict[str, SplitScores]:
     from tunesmith.evaluate.score_models import score_models
     from tunesmith.models.engine import Engine
+    from tunesmith.models.weights import WEIGHTS_FOLDER
 
     records = read(project, dataset)
 
-    def engine(adapter: Path | None) -> Engine:
-        return Engine(project.base.path, project.prompt, project.model_section, adapter=adapter, batch_size=project.config.evaluate.batch_size)
+    def engine(weights: Path | None) -> Engine:
+        return Engine(project.base.path, project.prompt, project.answering(weights), weights=weights, batch_size=project.config.evaluate.batch_size)
 
     return score_models(
         records,
         project.config.task.names,
         base=lambda: engine(None),
-        tuned=lambda: engine(project.root / run.path / "adapter"),
+        tuned=lambda: engine(project.root / run.path / WEIGHTS_FOLDER),
         folder=folder,
         base_file=base_scores_file(project, records.filter(pl.col("split") == "test")),
         n_latencies=project.config.evaluate.latency_samples,
@@ -85,7 +86,8 @@ def _all_scores(project: Project, run: Run, dataset: DatasetVersion, folder: Pat
 def base_scores_file(project: Project, test: pl.DataFrame) -> Path:
     """Name the base model's scores by what they depend on: a later run on the same test records finds them."""
     prompt = (project.prompt.render(""), project.prompt.max_length, project.prompt.keep, [label.written for label in project.config.task.labels])
-    key = content_id("scr", project.base.sha256, project.model_section.dtype, project.model_section.forward, prompt, sorted(test["id"]), STEP_VERSION)
+    section = project.answering(None)
+    key = content_id("scr", project.base.sha256, section.dtype, section.forward, prompt, sorted(test["id"]), STEP_VERSION)
     folder = project.state / "scores"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{key}.parquet"
@@ -212,7 +214,7 @@ def _report(project: Project, run: Run, dataset: DatasetVersion, evaluation: Eva
             "base_license": project.base.license,
             "base_source": project.base.source,
             "base_sha256": run.base_sha256,
-            "adapter_sha256": run.adapter_sha256,
+            "weights_sha256": run.weights_sha256,
         },
         "reproduce": "tunesmith run",
     }

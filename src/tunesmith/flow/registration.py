@@ -104,6 +104,7 @@ def _validation_accuracy(project: Project, run: Run) -> dict[str, float]:
 
 def _model_version(project: Project, run: Run, evaluation: Evaluation, calibration: Calibration) -> ModelVersion:
     from tunesmith.models.artifact import ModelFile, write_artifact
+    from tunesmith.models.weights import WEIGHTS_FOLDER
     from tunesmith.registry.model_card import model_card
 
     name = project.config.model_name
@@ -124,7 +125,7 @@ def _model_version(project: Project, run: Run, evaluation: Evaluation, calibrati
     )
     digest = write_artifact(
         folder,
-        adapter=project.root / run.path / "adapter",
+        weights=project.root / run.path / WEIGHTS_FOLDER,
         model=model,
         calibrator=calibration.calibrator,
         chat_template=project.prompt.tokenizer.chat_template,

@@ -16,8 +16,8 @@ from tunesmith.project import Project, needs_extra
 if TYPE_CHECKING:
     from tunesmith.train.plan import Plan
 
-# Bump when the same inputs would train another adapter.
-STEP_VERSION = 1
+# Bump when the same inputs would learn something else, or write it elsewhere.
+STEP_VERSION = 2
 
 # Settings of `train` that change where and when, not what is learnt.
 _NOT_LEARNT = {"save_steps", "save_total_limit", "logging_steps", "resume_from_checkpoint", "report_to", "max_memory_gb", "max_hours", "max_disk_gb"}
@@ -54,7 +54,7 @@ def _speeds(project: Project) -> list[float]:
 
 
 def _machine(project: Project) -> str:
-    from tunesmith.models.engine import n_workers
+    from tunesmith.models.processor import n_workers
 
     return f"{n_workers()} workers, {project.model_section.forward}, {project.model_section.dtype}"
 
@@ -62,7 +62,7 @@ def _machine(project: Project) -> str:
 def run_id(project: Project, dataset: DatasetVersion) -> str:
     """Return the id that a run of these settings on a dataset version has."""
     learnt = project.config.train.model_dump(mode="json", exclude=_NOT_LEARNT)
-    model = project.model_section.model_dump(mode="json", include={"forward", "dtype"})
+    model = project.model_section.model_dump(mode="json", include={"forward", "dtype", "load_in_4bit"})
     return content_id("run", dataset.id, project.base.sha256, project.config.task.model_dump(mode="json"), model, learnt, STEP_VERSION)
 
 
@@ -85,8 +85,9 @@ def train(project: Project, dataset: DatasetVersion, made: Plan | None = None) -
             done(f"{found.id}: {found.steps:,} steps, loss {found.train_loss:.3f}", skipped=True)
         return found
     with needs_extra("train"):
+        from tunesmith.models.weights import WEIGHTS_FOLDER, weights_file
         from tunesmith.train.batches import encode_rows
-        from tunesmith.train.fit import ADAPTER_FOLDER, fit
+        from tunesmith.train.fit import fit
     made = made or plan(project, dataset)
     with project.step("train") as done:
         identity = run_id(project, dataset)
@@ -119,7 +120,7 @@ def train(project: Project, dataset: DatasetVersion, made: Plan | None = None) -
             supervised_tokens=rows.supervised_tokens,
             tokens=fitted.tokens,
             machine=_machine(project),
-            adapter_sha256=file_sha256(folder / ADAPTER_FOLDER / "adapter_model.safetensors"),
+            weights_sha256=file_sha256(weights_file(folder / WEIGHTS_FOLDER)),
             created_at=utc_now(),
         )
         # The tracker first: a kill between the two leaves a run that the next command finishes again, in both.

@@ -1,6 +1,6 @@
 """A model version on disk: everything that its answers depend on, in one folder.
 
-    adapter/            PEFT's layout: adapter_config.json, adapter_model.safetensors
+    weights/            what was learnt: an adapter in PEFT's layout, or a whole model
     model.json          base model, task, prompt and precision
     calibrator.json     from logits to honest confidences
     chat_template.jinja the template that it was trained with
@@ -28,6 +28,7 @@ from tunesmith.models.catalog import resolve_base
 from tunesmith.models.engine import Engine, load_tokenizer, resolve
 from tunesmith.models.settings import ModelSection, TaskSection
 from tunesmith.models.tokens import Keep, Prompt
+from tunesmith.models.weights import WEIGHTS_FOLDER, fits_fast_pass
 
 MANIFEST = "manifest.json"
 
@@ -67,21 +68,22 @@ class Artifact:
             batch_size: Texts a forward pass.
 
         Raises:
-            DataError: the base model has other weights than the ones that the adapter was trained on.
+            DataError: the base model has other weights than the ones that it was trained on.
         """
         base = resolve_base(self.model.model, root)
         if base.sha256 != self.model.base_sha256:
-            raise DataError(f"The adapter in {self.folder.name} needs the base model with sha256 {self.model.base_sha256}. Received: {base.sha256}.")
+            raise DataError(f"{self.folder.name} needs the base model with sha256 {self.model.base_sha256}. Received: {base.sha256}.")
         prompt = Prompt(load_tokenizer(base.path), self.model.task, self.model.max_length, self.model.truncate_keep)
         trained_with = (self.folder / "chat_template.jinja").read_text(encoding="utf-8")
         if prompt.tokenizer.chat_template != trained_with:
             raise DataError(f"The chat template must be the one that {self.folder.name} was trained with. Received: another one from {base.path}.")
         # Precision as trained; the forward pass is chosen for the machine that answers.
-        section = resolve(self.model.model.model_copy(update={"forward": "auto"}), base.path)
-        return Engine(base.path, prompt, section, adapter=self.folder / "adapter", batch_size=batch_size)
+        weights = self.folder / WEIGHTS_FOLDER
+        section = resolve(self.model.model.model_copy(update={"forward": "auto"}), base.path, fits_fast_pass=fits_fast_pass(weights))
+        return Engine(base.path, prompt, section, weights=weights, batch_size=batch_size)
 
 
-def write_artifact(folder: Path, *, adapter: Path, model: ModelFile, calibrator: Mapping[str, Any], chat_template: str, card: str) -> str:
+def write_artifact(folder: Path, *, weights: Path, model: ModelFile, calibrator: Mapping[str, Any], chat_template: str, card: str) -> str:
     """Write a model version's folder by write-then-rename.
 
     Returns:
@@ -89,7 +91,7 @@ def write_artifact(folder: Path, *, adapter: Path, model: ModelFile, calibrator:
     """
     partial = folder.with_name(f".{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(adapter, partial / "adapter")
+    shutil.copytree(weights, partial / WEIGHTS_FOLDER)
     files = {
         "model.json": model.model_dump_json(indent=2),
         "calibrator.json": json.dumps(calibrator, indent=2),

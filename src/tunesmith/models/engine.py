@@ -1,4 +1,4 @@
-"""Runs a base model with or without an adapter: label scores for texts.
+"""Runs a base model, as it is or with what a run learnt: label scores for texts.
 
 One engine serves evaluation, the gate and the HTTP service, so that an answer in production is the answer that was
 scored. Labels are scored by what the model writes for them: the logits at the first token where answers differ; answers
@@ -10,7 +10,6 @@ other scale better than threads inside one small product, and do not stall besid
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,14 +20,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
+from transformers import AutoConfig, AutoTokenizer
 
-from tunesmith.errors import BackendError, ConfigError
+from tunesmith.errors import ConfigError
 from tunesmith.models import fast_llama
 from tunesmith.models.batch import Batch, scoring_batch
+from tunesmith.models.processor import multiplies_bfloat16, n_workers
 from tunesmith.models.settings import ModelSection
 from tunesmith.models.tokens import Prompt
+from tunesmith.models.weights import load_tuned
 
 Progress = Callable[[int, int], None]
 
@@ -42,48 +42,57 @@ class Forward(Protocol):
 
 
 class PlainForward:
-    """The pass of transformers: every row with its prefix, the head on the chosen positions only."""
+    """The pass of transformers: every row with its prefix, the head on the chosen positions only.
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    Args:
+        model: A transformers model, or PEFT's around one that has a prefix of virtual tokens.
+        dtype: What matrix products are computed in: a base model of another precision is cast for them. None leaves it as it is.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype | None = None) -> None:
+        self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._virtual = model if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False) else None
+        self._dtype = dtype
+        self._casts = dtype is not None and dtype != self._model.get_input_embeddings().weight.dtype
 
     def logits(self, batch: Batch, vocabulary: Tensor | None = None) -> Tensor:
         """Return the next-token logits at the batch's positions, shape (n_positions, n_vocabulary) in float32."""
         device = self._model.device
         n_rows, n_columns = batch.input_ids.shape
         input_ids = torch.cat([batch.prefix.expand(n_rows, -1), batch.input_ids], dim=1).to(device)
-        hidden = self._model.model(input_ids=input_ids, use_cache=False).last_hidden_state
+        virtual = self._virtual.get_prompt(batch_size=n_rows) if self._virtual is not None else None
+        with torch.autocast(device.type, self._dtype, enabled=self._casts):
+            hidden = self._model.model(input_ids=input_ids, cache=virtual, use_cache=virtual is not None).last_hidden_state
         own = hidden[:, len(batch.prefix) :].reshape(n_rows * n_columns, -1)
         head = self._model.lm_head.weight if vocabulary is None else self._model.lm_head.weight[vocabulary.to(device)]
         return own[batch.positions.to(device)].float() @ head.float().t()  # type: ignore[no-any-return]
 
 
-def resolve(section: ModelSection, base: Path, *, lora_dropout: float = 0.0) -> ModelSection:
+def resolve(section: ModelSection, base: Path, *, fits_fast_pass: bool = True) -> ModelSection:
     """Replace every `auto` of the section `model` by what it means for this base model on this machine.
 
     `dtype` becomes bfloat16 where the processor multiplies it natively; `forward` becomes `fast` where that pass is exact.
+
+    Args:
+        section: The section.
+        base: Folder of the base model.
+        fits_fast_pass: Whether what is trained, or was, is part of the fast pass.
 
     Raises:
         ConfigError: `forward: fast` was asked for where it is not exact.
     """
     has_gpu = torch.cuda.is_available()
-    multiplies_bf16 = has_gpu or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     config = AutoConfig.from_pretrained(base)
-    is_exact = fast_llama.supports(config) and not has_gpu and lora_dropout == 0
+    is_exact = fast_llama.supports(config) and not has_gpu and fits_fast_pass and not section.load_in_4bit
     if section.forward == "fast" and not is_exact:
         raise ConfigError(
-            "model.forward: fast needs a Llama without biases on the CPU and no dropout. "
-            f"Received: {config.model_type}, dropout {lora_dropout:g}, {'GPU' if has_gpu else 'CPU'}.",
+            "model.forward: fast needs a Llama without biases on the CPU, in full precision or with LoRA without dropout and magnitudes. "
+            f"Received: {config.model_type} on the {'GPU' if has_gpu else 'CPU'}{' in 4 bits' if section.load_in_4bit else ''}.",
             hint="Set model.forward: auto.",
         )
-    dtype = section.dtype if section.dtype != "auto" else "bfloat16" if multiplies_bf16 else "float32"
+    dtype = section.dtype if section.dtype != "auto" else "bfloat16" if has_gpu or multiplies_bfloat16() else "float32"
     forward = section.forward if section.forward != "auto" else "fast" if is_exact else "plain"
     return section.model_copy(update={"dtype": dtype, "forward": forward})
-
-
-def n_workers() -> int:
-    """Return how many forward passes run side by side on the CPU: one a core that this process may use."""
-    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def load_tokenizer(base: Path) -> Any:
@@ -91,27 +100,16 @@ def load_tokenizer(base: Path) -> Any:
     return AutoTokenizer.from_pretrained(base)
 
 
-def load_model(base: Path, section: ModelSection) -> Any:
-    """Load a causal language model from a folder of safetensors; runs no code that comes with it.
-
-    Raises:
-        BackendError: transformers cannot read the folder.
-    """
-    logging.disable_progress_bar()
-    # Eager attention: at these lengths its backward pass is faster on the CPU than the fused one.
-    attention = "sdpa" if torch.cuda.is_available() else "eager"
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=getattr(torch, section.dtype), attn_implementation=attention, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise BackendError(f"The base model in {base} cannot be loaded: {error}") from error
-    return model.to("cuda") if torch.cuda.is_available() else model
-
-
 def forward_pass(model: Any, section: ModelSection) -> Forward:
-    """Return the forward pass that a resolved section names."""
-    return fast_llama.FastLlama(model) if section.forward == "fast" else PlainForward(model)
+    """Return the forward pass that a resolved section names.
+
+    Args:
+        model: A transformers model, or PEFT's around one.
+        section: The section `model`, resolved.
+    """
+    if section.forward == "fast":
+        return fast_llama.FastLlama(model.get_base_model() if hasattr(model, "get_base_model") else model)
+    return PlainForward(model, getattr(torch, section.dtype))
 
 
 class Workers:
@@ -133,18 +131,13 @@ class Engine:
         base: Folder of the base model.
         prompt: The task's prompts.
         section: Precision and forward pass, resolved.
-        adapter: Folder of a PEFT adapter, or None for the base model as it is.
+        weights: Folder of what a run learnt, or None for the base model as it is.
         batch_size: Texts a forward pass.
     """
 
-    def __init__(self, base: Path, prompt: Prompt, section: ModelSection, *, adapter: Path | None = None, batch_size: int = 32) -> None:
-        model = load_model(base, section)
-        if adapter is not None:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, adapter).get_base_model()
+    def __init__(self, base: Path, prompt: Prompt, section: ModelSection, *, weights: Path | None = None, batch_size: int = 32) -> None:
         self.prompt, self._batch_size = prompt, batch_size
-        self._forward = forward_pass(model.eval(), section)
+        self._forward = forward_pass(load_tuned(base, section, weights).eval(), section)
         self._workers = Workers(self._forward)
         self._tree = AnswerTree(prompt.answers)
 

@@ -66,17 +66,17 @@ class Footprint:
         return 3 * n_positions * self.vocabulary * _FLOAT32
 
 
-def measure_footprint(base: Path, section: ModelSection, with_adapters: Callable[[Any], Any]) -> Footprint:
+def measure_footprint(base: Path, section: ModelSection, make_trainable: Callable[[Any], Any]) -> Footprint:
     """Count a model's parameters and sizes without loading its weights.
 
     Args:
         base: Folder of the base model.
         section: The section `model`, resolved.
-        with_adapters: Puts the strategy's adapters into a model.
+        make_trainable: Makes a model trainable as the strategy does.
     """
     config = AutoConfig.from_pretrained(base)
     with torch.device("meta"):
-        model = with_adapters(AutoModelForCausalLM.from_config(config))
+        model = make_trainable(AutoModelForCausalLM.from_config(config))
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = (name.partition(".layers.")[2].partition(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad)
@@ -98,21 +98,3 @@ def measure_footprint(base: Path, section: ModelSection, with_adapters: Callable
         _is_fast=is_fast,
         _trained_layers=trained_layers,
     )
-
-
-def matmul_flops_per_second(dtype: torch.dtype, *, seconds: float = 0.3) -> float:
-    """Measure one core's matrix products (1024 x 1024 by 1024 x 1024) for a moment."""
-    import time
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        a, b = torch.randn(1024, 1024).to(dtype), torch.randn(1024, 1024).to(dtype)
-        a @ b  # the first product sets the library up
-        started, count = time.perf_counter(), 0
-        while time.perf_counter() - started < seconds:
-            a @ b
-            count += 1
-        return count * 2 * 1024**3 / (time.perf_counter() - started)
-    finally:
-        torch.set_num_threads(threads)

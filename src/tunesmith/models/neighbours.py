@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tunesmith.models.embed import multiplies_bfloat16
+from tunesmith.models.processor import multiplies_bfloat16
 
 _BLOCK = 1024  # queries at once
 _MOST_PRODUCTS = 1 << 27  # at once; fewer queries where there are more than 131,072 vectors

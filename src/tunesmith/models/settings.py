@@ -69,3 +69,5 @@ class ModelSection(Section):
     """Which forward pass runs: `fast` is our Llama pass for the CPU, `plain` is the one of transformers, `auto` takes `fast` where it is exact."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Precision of the frozen weights and the activations; `auto` is bfloat16 where the processor multiplies it natively."""
+    load_in_4bit: bool = False
+    """Keep the linear layers' weights in 4 bits (NF4 with double quantisation, extra `qlora`); the strategy `qlora` sets it."""

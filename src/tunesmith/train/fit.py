@@ -1,4 +1,4 @@
-"""Fits adapters on rows: transformers.Trainer with our batches, our loss and our forward pass.
+"""Fits a strategy on rows: transformers.Trainer with our batches, our loss and our forward pass.
 
 The loss is the cross-entropy of the answer's tokens, stop token included, times their record's weight, summed and divided by
 the weights in the whole step, so that accumulation changes nothing. Language-model logits are computed at those positions only. A killed run
@@ -20,22 +20,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from tunesmith.errors import BackendError, ConfigError
+from tunesmith.errors import BackendError
 from tunesmith.files import write_text
 from tunesmith.models.batch import Batch, training_batch
-from tunesmith.models.engine import Forward, Workers, forward_pass, load_model
+from tunesmith.models.engine import Forward, Workers, forward_pass
 from tunesmith.models.memory import PeakMemory, trim_heap
 from tunesmith.models.settings import ModelSection
+from tunesmith.models.weights import WEIGHTS_FOLDER, load_model
 from tunesmith.train.batches import Rows, Step, schedule
 from tunesmith.train.checkpoint import MarkComplete, newest_complete, remove_checkpoints, step_of, writing
 from tunesmith.train.settings import TrainSection
+from tunesmith.train.strategies import Strategy, load_strategy
 
-ADAPTER_FOLDER = "adapter"
 LOSSES_FILE = "losses.jsonl"
 
 _TRIM_STEPS = 32
@@ -63,39 +63,6 @@ class Fitted:
     tokens: int
 
 
-def with_adapters(model: Any, section: TrainSection) -> Any:
-    """Put fresh LoRA modules into a model; the seed decides their weights.
-
-    Raises:
-        ConfigError: `lora_target_modules` names nothing that can be adapted.
-    """
-    targets = section.lora_target_modules if isinstance(section.lora_target_modules, str) else list(section.lora_target_modules)
-    n_layers = model.config.num_hidden_layers
-    layers = range(n_layers)[-section.lora_layers :] if section.lora_layers else None
-    if layers is not None and targets == "all-linear":  # PEFT takes layers only with names
-        targets = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and ".layers." in name})
-    torch.manual_seed(section.seed)
-    settings = LoraConfig(
-        r=section.lora_r,
-        lora_alpha=section.lora_alpha,
-        lora_dropout=section.lora_dropout,
-        target_modules=targets,
-        layers_to_transform=list(layers) if layers else None,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        adapted = get_peft_model(model, settings)
-    except ValueError as error:
-        raise ConfigError(
-            f"train.lora_target_modules must name linear modules of the base model. Received: {section.lora_target_modules!r}: {error}"
-        ) from error
-    # The head is applied at supervised positions only and the embeddings are looked up once: both outside the modules.
-    outside = sorted(name for name, parameter in adapted.named_parameters() if parameter.requires_grad and ".layers." not in name)
-    if outside:
-        raise ConfigError(f"train.lora_target_modules must be inside the decoder layers. Received: {section.lora_target_modules!r}, which holds {outside[0]}.")
-    return adapted
-
-
 def answer_loss(forward: Forward, batch: Batch) -> Tensor:
     """Return the weighted sum of the cross-entropy at a batch's supervised positions, in nats."""
     logits = forward.logits(batch)
@@ -104,7 +71,7 @@ def answer_loss(forward: Forward, batch: Batch) -> Tensor:
 
 
 def fit(rows: Rows, prefix: Sequence[int], base: Path, model: ModelSection, section: TrainSection, folder: Path, report: Report) -> Fitted:
-    """Train adapters and write them to `folder/adapter`.
+    """Train and write what was learnt to `folder/weights`.
 
     Args:
         rows: The training rows.
@@ -112,7 +79,7 @@ def fit(rows: Rows, prefix: Sequence[int], base: Path, model: ModelSection, sect
         base: Folder of the base model.
         model: The section `model`, resolved.
         section: The section `train`.
-        folder: The run's folder: checkpoints, losses and in the end the adapter.
+        folder: The run's folder: checkpoints, losses and in the end the weights.
         report: Receives the figures of logged steps.
 
     Raises:
@@ -124,22 +91,24 @@ def fit(rows: Rows, prefix: Sequence[int], base: Path, model: ModelSection, sect
     checkpoint = newest_complete(folder)
     steps = schedule(rows, section)
     log = _LossLog(folder / LOSSES_FILE, report, from_step=step_of(checkpoint) if checkpoint else 0)
-    peft_model = with_adapters(load_model(base, model), section)
+    strategy = load_strategy(section)
+    learner = strategy.prepare(load_model(base, model.model_copy(update={"dtype": "float32"}) if strategy.in_float32 else model), prefix)
     trainer = _AnswerTrainer(
-        model=peft_model,
+        model=learner,
         args=_arguments(section, folder, len(steps) // section.gradient_accumulation_steps),
         callbacks=[log, MarkComplete(folder, section.save_total_limit)],
         rows=rows,
         prefix=prefix,
         steps=steps,
         model_section=model,
+        lr_ratio=section.loraplus_lr_ratio,
     )
     for callback in ("PrinterCallback", "ProgressCallback"):
         trainer.callback_handler.callbacks = [found for found in trainer.callback_handler.callbacks if type(found).__name__ != callback]
     with PeakMemory() as memory:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         with writing(folder):
-            _save_adapter(peft_model, folder)
+            _save(strategy, learner, folder, getattr(torch, model.dtype))
     passes = sum(len(rows.prompts[row]) + len(rows.answers[row]) + len(prefix) for step in steps for row in step.rows)
     return Fitted(trainer.state.global_step, log.last_mean(), log.seconds, memory.bytes, passes)
 
@@ -171,10 +140,10 @@ def _arguments(section: TrainSection, folder: Path, n_steps: int) -> TrainingArg
     )
 
 
-def _save_adapter(peft_model: Any, folder: Path) -> None:
-    """Write the adapter by write-then-rename."""
-    partial, final = folder / f".{ADAPTER_FOLDER}", folder / ADAPTER_FOLDER
-    peft_model.save_pretrained(partial, safe_serialization=True)
+def _save(strategy: Strategy, learner: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Write what was learnt by write-then-rename."""
+    partial, final = folder / f".{WEIGHTS_FOLDER}", folder / WEIGHTS_FOLDER
+    strategy.save(learner, partial, dtype)
     (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; ours is written at registration
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
@@ -183,15 +152,15 @@ def _save_adapter(peft_model: Any, folder: Path) -> None:
 class _AnswerTrainer(Trainer):  # type: ignore[misc]
     """Feeds our schedule and computes the gradients of one pass in parts, side by side."""
 
-    def __init__(self, *, rows: Rows, prefix: Sequence[int], steps: Sequence[Step], model_section: ModelSection, **kwargs: Any) -> None:
+    def __init__(self, *, rows: Rows, prefix: Sequence[int], steps: Sequence[Step], model_section: ModelSection, lr_ratio: float, **kwargs: Any) -> None:
         super().__init__(train_dataset=range(len(steps)), **kwargs)
-        self._rows, self._prefix, self._steps, self._section = rows, prefix, steps, model_section
+        self._rows, self._prefix, self._steps, self._section, self._lr_ratio = rows, prefix, steps, model_section, lr_ratio
 
     # Made by the first step: only then are a checkpoint's weights in place.
 
     @cached_property
     def _forward(self) -> Forward:
-        return forward_pass(self.model.get_base_model().train(), self._section)
+        return forward_pass(self.model.train(), self._section)
 
     @cached_property
     def _workers(self) -> Workers:
@@ -200,6 +169,19 @@ class _AnswerTrainer(Trainer):  # type: ignore[misc]
     @cached_property
     def _parameters(self) -> list[Tensor]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Give LoRA's B its own learning rate where it is another one (LoRA+, Hayou et al. 2024)."""
+        if self._lr_ratio == 1:
+            return super().create_optimizer(*args, **kwargs)
+        named = [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [each for name, each in named if ("lora_B" in name) == is_b], "lr": self.args.learning_rate * (self._lr_ratio if is_b else 1)}
+            for is_b in (False, True)
+        ]
+        optimizer = torch.optim.AdamW(groups, weight_decay=self.args.weight_decay, fused=True)
+        self.optimizer = optimizer
+        return optimizer
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Step]]:
         """Yield the schedule in its order, one pass at a time."""

@@ -16,14 +16,14 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.errors import DataError, RefusedError
-from tunesmith.models.engine import n_workers
-from tunesmith.models.footprint import Footprint, matmul_flops_per_second, measure_footprint
+from tunesmith.models.footprint import Footprint, measure_footprint
 from tunesmith.models.memory import resident_bytes
+from tunesmith.models.processor import matmul_flops_per_second, n_workers
 from tunesmith.models.settings import ModelSection
 from tunesmith.models.tokens import Prompt
 from tunesmith.train.batches import Rows, Step, encode_rows, schedule
-from tunesmith.train.fit import with_adapters
 from tunesmith.train.settings import TrainSection
+from tunesmith.train.strategies import load_strategy
 
 # Measured on a Llama of 135 million parameters, batches of 4 to 16; low, expected, high.
 # Share of the probed matrix speed that a whole training step reaches.
@@ -110,7 +110,7 @@ def make_plan(records: pl.DataFrame, prompt: Prompt, base: Path, model: ModelSec
     """
     rows = encode_rows(records, prompt, section)
     steps = schedule(rows, section)
-    footprint = measure_footprint(base, model, lambda plain: with_adapters(plain, section))
+    footprint = measure_footprint(base, model, load_strategy(section).prepare)
     n_prefix = len(prompt.prefix)
     lengths = rows.lengths
     tokens = sum(lengths) + n_prefix * len(rows)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
+from tunesmith import plugins
 from tunesmith.section import Section
+
+# Where these strategies learn well on models of 100 million to 1 billion parameters; any other one starts from that of lora.
+_LEARNING_RATE = {"full": 5e-5, "prefix": 1e-2}
 
 
 class TrainSection(Section):
     """One training run."""
 
-    strategy: Literal["lora"] = "lora"
-    """How the base model learns: `lora` trains low-rank adapters beside its frozen weights."""
+    strategy: str = "lora"
+    """How the base model learns: `full` changes every weight, `lora` trains low-rank adapters beside frozen weights, `qlora` the same beside
+    weights in 4 bits (extra `qlora`), `prefix` keys and values of virtual tokens in front of every prompt."""
     max_length: int = Field(default=256, ge=16)
     """Most tokens of one record: prompt, text, answer and stop token. Evaluation and serving cut at the same place."""
     excess_length_strategy: Literal["raise", "drop", "truncate", "split"] = "raise"
@@ -31,14 +36,24 @@ class TrainSection(Section):
     """Modules that get adapters: `all-linear` or a list of names."""
     lora_layers: int | None = Field(default=None, ge=1)
     """Adapters in the last so many decoder layers only; all when empty. The layers below need no backward pass and keep nothing for it."""
+    use_dora: bool = False
+    """LoRA with the weights' magnitudes as parameters of their own (DoRA). Needs the plain pass, which is slower."""
+    use_rslora: bool = False
+    """Scale adapters by lora_alpha / sqrt(lora_r), which keeps high ranks learning (rsLoRA)."""
+    init_lora_weights: Literal["default", "pissa"] = "default"
+    """Where adapters start: `default` changes nothing at first, `pissa` takes over the largest singular values of the base weights."""
+    loraplus_lr_ratio: float = Field(default=1.0, gt=0)
+    """How many times faster LoRA's B learns than its A (LoRA+)."""
+    num_virtual_tokens: int = Field(default=20, ge=1)
+    """Virtual tokens of the strategy `prefix`."""
     learning_rate: float = Field(default=1e-3, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW. Where it is not set, `full` takes 5e-5 and `prefix` 1e-2."""
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the learning rate after the warm-up."""
     warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps over which the learning rate rises from 0."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay on the adapters."""
+    """Decoupled weight decay on what is trained."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
     num_train_epochs: int = Field(default=1, ge=1)
@@ -52,7 +67,7 @@ class TrainSection(Section):
     group_by_length: bool = True
     """Batch records of like length, which leaves little padding; the order of batches stays random."""
     seed: int = Field(default=0, ge=0)
-    """Seed of adapters and batch order."""
+    """Seed of what is added to the base model, and of the batch order."""
     save_steps: int = Field(default=50, ge=1)
     """Steps between checkpoints. The last step is always saved."""
     save_total_limit: int = Field(default=2, ge=1)
@@ -69,3 +84,18 @@ class TrainSection(Section):
     """Refuse to start (exit 4) when the upper end of the planned training time is above this."""
     max_disk_gb: float | None = Field(default=None, gt=0)
     """Refuse to start (exit 4) when the planned disk use, in GB, is above this."""
+
+    @field_validator("strategy")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        known = plugins.available("strategy")
+        if value not in known:
+            raise ValueError(f"must be one of {', '.join(known)}")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_learning_rate(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("learning_rate") is None and values.get("strategy") in _LEARNING_RATE:
+            return {**values, "learning_rate": _LEARNING_RATE[values["strategy"]]}
+        return values
