@@ -15,7 +15,7 @@ it keeps its traceback and the process exits with 70.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 BUG_EXIT_CODE = 70
 
@@ -37,6 +37,16 @@ class TunesmithError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Survive a pickle, whatever the constructor of the class: errors come back from the processes that read files."""
+        return _restored, (type(self), self.message, self.hint)
+
+
+def _restored(kind: type[TunesmithError], message: str, hint: str) -> TunesmithError:
+    error = kind.__new__(kind)
+    TunesmithError.__init__(error, message, hint=hint)
+    return error
 
 
 class ConfigError(TunesmithError):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +23,7 @@ import numpy as np
 import polars as pl
 
 from tunesmith.data.blocks import JoinedText, text_of
+from tunesmith.data.engine import DataEngine, LocalEngine, stateless
 from tunesmith.data.settings import ChunkSection
 from tunesmith.entities import content_id
 
@@ -51,6 +53,7 @@ Embed = Callable[[Sequence[str]], "NDArray[np.float32]"]
 """Texts -> unit vectors, shape (n_texts, n_dimensions)."""
 
 _WINDOW = 3  # sentences on each side of a place
+_DOCUMENTS = 16  # cut by one call of a worker
 _SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]*[A-Z0-9\u00c0-\u024f\u0370-\uffff])|(?<=[\u3002\uff01\uff1f])|\n+")
 
 
@@ -63,7 +66,7 @@ class _Atom(NamedTuple):
     opens_block: bool
 
 
-def chunk(blocks: pl.DataFrame, count_tokens: CountTokens, section: ChunkSection, embed: Embed | None = None) -> pl.DataFrame:
+def chunk(blocks: pl.DataFrame, count_tokens: CountTokens, section: ChunkSection, embed: Embed | None = None, engine: DataEngine | None = None) -> pl.DataFrame:
     """Cut documents into chunks.
 
     Args:
@@ -71,11 +74,20 @@ def chunk(blocks: pl.DataFrame, count_tokens: CountTokens, section: ChunkSection
         count_tokens: The tokenizer of the base model. Special tokens that it adds count against the budget.
         section: The budget, and how readily meaning cuts.
         embed: Called once a document. None cuts by structure alone.
+        engine: Where documents are cut; here when None.
 
     Returns:
         A frame of `CHUNK_SCHEMA`, in the order of the documents. The texts of one document's chunks, joined, are
         `text_of(its blocks).text`. No chunk has more than `max_tokens` tokens.
     """
+    documents = blocks.partition_by("document_id", maintain_order=True)
+    parts = [pl.concat(documents[at : at + _DOCUMENTS]) for at in range(0, len(documents), _DOCUMENTS)]
+    cut = partial(_chunk, count_tokens=count_tokens, section=section, embed=embed)
+    made = (engine or LocalEngine()).map(stateless(cut), parts, runs_in="threads" if embed else "python")
+    return pl.concat([pl.DataFrame(schema=CHUNK_SCHEMA), *made])
+
+
+def _chunk(blocks: pl.DataFrame, count_tokens: CountTokens, section: ChunkSection, embed: Embed | None) -> pl.DataFrame:
     rows: list[tuple[object, ...]] = []
     for (document_id,), own in blocks.group_by("document_id", maintain_order=True):
         joined = text_of(own)

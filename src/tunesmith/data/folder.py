@@ -1,9 +1,9 @@
 """A folder of files at any address -> documents, blocks, pages, and the files that were refused.
 
 Addresses are those of fsspec: a local path, `s3://bucket/folder`, `memory://folder`, with whatever packages and credentials
-fsspec needs for them. Files are read in processes with limits (`parse_worker.py`), several side by side; the outcome is in
-the order of the addresses and the same however many there are. Hidden files and folders (a leading dot) are left out, as
-shells do; every other file is in exactly one of documents and dropped.
+fsspec needs for them. Files are read in processes with limits (`parse_worker.py`), several side by side, here or on the nodes of a
+cluster (`engine.py`), which must reach the address; the outcome is in the order of the addresses and the same wherever they
+are read. Hidden files and folders (a leading dot) are left out, as shells do; every other file is in exactly one of documents and dropped.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import glob
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import polars as pl
 
 from tunesmith.data.blocks import block_frame, block_schema
 from tunesmith.data.documents import ReadDocument, Refused
+from tunesmith.data.engine import DataEngine, LocalEngine
 from tunesmith.data.ocr import load_ocr
 from tunesmith.data.parse_worker import ParseWorker
 from tunesmith.data.settings import OcrSection
@@ -69,11 +70,15 @@ class ReadFolder:
     dropped: pl.DataFrame
 
 
+_REACH = "Files must stay while they are read. On a cluster every node must reach them: put them on a path that all share, or at an address such as s3://"
+
 Progress = Callable[[str, int, int], None]
 """Called with the address of a file that is done, how many are done and how many there are."""
 
 
-def read_folder(address: str, section: OcrSection, *, root: Path | None = None, pattern: str = "**", progress: Progress | None = None) -> ReadFolder:
+def read_folder(
+    address: str, section: OcrSection, *, root: Path | None = None, pattern: str = "**", progress: Progress | None = None, engine: DataEngine | None = None
+) -> ReadFolder:
     """Read all files of a folder.
 
     Args:
@@ -82,6 +87,7 @@ def read_folder(address: str, section: OcrSection, *, root: Path | None = None, 
         root: Folder of the project; documents of local files are named relative to it.
         pattern: Glob below the address; `**` crosses folders.
         progress: Told about each file when it is done.
+        engine: Where the files are read; in processes of this machine when None.
 
     Returns:
         Documents, their blocks and pages, and the files refused, each with reason and evidence.
@@ -90,14 +96,16 @@ def read_folder(address: str, section: OcrSection, *, root: Path | None = None, 
         NotFoundError: there is nothing at the address.
         DataError: the address cannot be read.
         ConfigError: the OCR engine is unknown or lacks a setting.
-        BackendError: the OCR failed, or is not installed.
+        BackendError: the OCR failed, or is not installed; a file cannot be fetched from where it is to be read.
         MissingExtraError: a package is not installed.
     """
     load_ocr(section)  # says what is missing before the first process starts
     system, paths, named = _files(address, root, pattern)
     outcomes: list[ReadDocument | Refused] = []
-    n_workers = section.n_workers or max(1, (os.cpu_count() or 2) // 2)
-    for done, outcome in enumerate(_read_all(system, paths, named, section, min(n_workers, len(paths))), start=1):
+    read = (engine or LocalEngine()).map(
+        partial(_reader, system, section), list(zip(paths, named, strict=True)), runs_in="process", n_workers=section.n_workers
+    )
+    for done, outcome in enumerate(read, start=1):
         outcomes.append(outcome)
         if progress:
             progress(outcome.name, done, len(paths))
@@ -144,27 +152,11 @@ def _below(system: Any, start: str, pattern: str) -> list[str]:
     return [path for path in system.glob(f"{glob.escape(start)}/{pattern}") if system.isfile(path)]
 
 
-def _read_all(system: Any, paths: list[str], names: list[str], section: OcrSection, n_workers: int) -> Iterator[ReadDocument | Refused]:
-    """Yield the outcomes in order. A worker is lent to one thread at a time; few files are in memory at once."""
-    idle: SimpleQueue[ParseWorker] = SimpleQueue()
-    workers = [ParseWorker(section) for _ in range(n_workers)]
-    for worker in workers:
-        idle.put(worker)
-
-    def read(path: str, name: str) -> ReadDocument | Refused:
-        worker = idle.get()
-        try:
-            return _read_one(system, path, name, section, worker)
-        finally:
-            idle.put(worker)
-
-    with ThreadPoolExecutor(n_workers) as pool:
-        try:
-            yield from pool.map(read, paths, names)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            for worker in workers:
-                worker.close()
+@contextmanager
+def _reader(system: Any, section: OcrSection) -> Iterator[Callable[[tuple[str, str]], ReadDocument | Refused]]:
+    """Open a process that reads files, given by their path and name."""
+    with ParseWorker(section) as worker:
+        yield lambda file: _read_one(system, *file, section, worker)
 
 
 def _read_one(system: Any, path: str, name: str, section: OcrSection, worker: ParseWorker) -> ReadDocument | Refused:
@@ -176,9 +168,9 @@ def _read_one(system: Any, path: str, name: str, section: OcrSection, worker: Pa
             return Refused(name, "", "too_large", evidence)  # not read, so its digest is not known
         raw: bytes = system.cat_file(path)
     except FileNotFoundError as error:
-        raise BackendError(f"{name}: must stay while it is read. Received: {error}.") from None
+        raise BackendError(f"{name}: must be there while it is read. Received: {error}.", hint=_REACH) from None
     except Exception as error:  # noqa: BLE001, RUF100 - each file system has errors of its own
-        raise BackendError(f"{name}: cannot be fetched. Received: {type(error).__name__}: {str(error)[:200]}.") from None
+        raise BackendError(f"{name}: cannot be fetched. Received: {type(error).__name__}: {str(error)[:200]}.", hint=_REACH) from None
     return worker.read(raw, name, hashlib.sha256(raw).hexdigest())
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,9 +44,12 @@ MISMATCHES_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "better_prompt": pl.Int64,  # position of the other prompt that fits this response best
 }
 
+Progress = Callable[[int, int], object]
+
 _NEIGHBOURS = 15  # whose labels are a view
 _TEMPERATURE = 0.1  # of their cosines: one that is 0.1 nearer counts e times as much
 _MOST_TERMS = 50_000
+_LARGEST_KERNEL = 5_000  # rows whose terms are replaced by coordinates with the same products
 _MOST_STEPS = 50  # of a regression
 _LEAST_LEAD = 0.3  # of the suggested label over the given one
 
@@ -69,7 +72,14 @@ class LabelErrors:
 
 
 def find_label_errors(
-    texts: Sequence[str], labels: Sequence[str], embeddings: NDArray[np.float32], *, n_folds: int = 5, n_neighbours: int = 5, seed: int = 0
+    texts: Sequence[str],
+    labels: Sequence[str],
+    embeddings: NDArray[np.float32],
+    *,
+    n_folds: int = 5,
+    n_neighbours: int = 5,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> LabelErrors:
     """Score every label and propose those that are probably wrong.
 
@@ -80,6 +90,7 @@ def find_label_errors(
         n_folds: Parts of the data, each judged by models that learned from the others; at least 2.
         n_neighbours: Rows named as evidence.
         seed: Of the folds.
+        progress: Called with folds judged and folds in all, of both rounds.
 
     Raises:
         DataError: the inputs differ in number, or there are fewer than 2 labels or rows than folds.
@@ -94,8 +105,13 @@ def find_label_errors(
 
     views = _Views(texts, given, embeddings, len(names), _folds(texts, given, n_folds, seed))
     trusted = np.ones(len(given), dtype=bool)
-    for _ in range(2):
-        probability = views.probabilities(trusted)
+    for begun in range(2):
+
+        def told(done: int, total: int, begun: int = begun) -> None:
+            if progress:
+                progress(begun * total + done, 2 * total)
+
+        probability = views.probabilities(trusted, told)
         joint = estimate_joint(probability, given)
         proposed = _proposals(probability, given, joint)
         trusted = ~proposed
@@ -180,28 +196,34 @@ class _Views:
 
         self._given, self._embeddings, self._n_labels, self._fold = given, embeddings, n_labels, fold
         terms = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(texts) > 100 else 1, max_features=_MOST_TERMS, token_pattern=r"\w+")  # noqa: S106 - of words
-        self._terms = terms.fit_transform([text or "empty" for text in texts])
+        self._terms = _coordinates(terms.fit_transform([text or "empty" for text in texts]), n_labels)
         # More than are asked, for some may not be trusted.
         self._near, self._cosine = nearest(embeddings, embeddings, 2 * _NEIGHBOURS, exclude_self=True)
 
-    def probabilities(self, trusted: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def probabilities(self, trusted: NDArray[np.bool_], progress: Progress) -> NDArray[np.float64]:
         """Return the mean of the views, shape (n, n_labels), learned from the trusted rows alone."""
-        return (self._regression(self._embeddings, trusted) + self._regression(self._terms, trusted) + self._neighbours(trusted)) / 3
+        total = self._neighbours(trusted)
+        numbers = np.unique(self._fold)
+        for done, number in enumerate(numbers, start=1):
+            judge = self._fold == number
+            for features in (self._embeddings, self._terms):
+                total[judge] += self._regression(features, trusted, number)
+            progress(done, len(numbers))
+        return total / 3
 
-    def _regression(self, features: Any, trusted: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def _regression(self, features: Any, trusted: NDArray[np.bool_], number: int) -> NDArray[np.float64]:
+        """Return what a regression on the other folds says of one fold, shape (n_judged, n_labels)."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
-        probability = np.full((len(self._given), self._n_labels), 1 / self._n_labels)
-        for number in np.unique(self._fold):
-            learn, judge = np.flatnonzero((self._fold != number) & trusted), np.flatnonzero(self._fold == number)
-            if len(np.unique(self._given[learn])) < 2:
-                continue
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # near enough to rank by
-                model = LogisticRegression(C=10, max_iter=_MOST_STEPS).fit(features[learn], self._given[learn])
-            probability[judge] = 0
-            probability[np.ix_(judge, model.classes_)] = model.predict_proba(features[judge])
+        learn, judge = np.flatnonzero((self._fold != number) & trusted), np.flatnonzero(self._fold == number)
+        if len(np.unique(self._given[learn])) < 2:
+            return np.full((len(judge), self._n_labels), 1 / self._n_labels)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # near enough to rank by
+            model = LogisticRegression(C=10, max_iter=_MOST_STEPS).fit(features[learn], self._given[learn])
+        probability = np.zeros((len(judge), self._n_labels))
+        probability[:, model.classes_] = model.predict_proba(features[judge])
         return probability
 
     def _neighbours(self, trusted: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -215,6 +237,22 @@ class _Views:
         total = votes.sum(1, keepdims=True)
         share = np.divide(votes, total, out=np.tile(prior, (len(votes), 1)), where=total > 0)
         return (share * _NEIGHBOURS + prior) / (_NEIGHBOURS + 1)  # type: ignore[no-any-return]
+
+
+def _coordinates(terms: Any, n_labels: int) -> Any:
+    """Return features with the same products between rows, as few as there are rows: a regression on them is the same one.
+
+    Args:
+        terms: shape (n, n_terms), sparse; it comes back as it is where that is faster.
+        n_labels: Each has a weight for each feature.
+    """
+    n, n_terms = terms.shape
+    # A step of the solver goes over the products and, slower, over the weights.
+    if n > _LARGEST_KERNEL or n * n > 40 * n_terms * n_labels:
+        return terms
+    products = (terms @ terms.T).toarray()
+    products[np.diag_indices(n)] += 1e-8  # equal rows have no root of their own
+    return np.linalg.cholesky(products)
 
 
 def score_mismatches(prompts: NDArray[np.float32], responses: NDArray[np.float32]) -> pl.DataFrame:

@@ -23,7 +23,7 @@ import struct
 import subprocess
 import sys
 import time
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from tunesmith.data.documents import ReadDocument, Refused, read_document
 from tunesmith.data.settings import OcrSection
@@ -83,8 +83,8 @@ class ParseWorker:
             self.close()
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             return Refused(name, content_sha256, "crashed", f"The process that read it ended with {how}, as on a broken file or without memory.")
-        if isinstance(said, _Failed):
-            raise said.error()
+        if isinstance(said, TunesmithError):
+            raise said
         outcome: ReadDocument | Refused = said
         if isinstance(outcome, Refused) and outcome.reason == "out_of_memory":
             self.close()  # what could not be allocated may have left the libraries in any state
@@ -107,9 +107,9 @@ class ParseWorker:
                 f"The process that reads files must start. Received: {error or 'it ended'}.",
                 hint="Raise data.ocr.max_memory_gib: the packages alone may need more.",
             ) from None
-        if isinstance(said, _Failed):
+        if isinstance(said, TunesmithError):
             self.close()
-            raise said.error()
+            raise said
         return self._process
 
     def _receive(self, process: subprocess.Popen[bytes], seconds: float) -> Any:
@@ -148,19 +148,6 @@ class ParseWorker:
             with contextlib.suppress(OSError):
                 if pipe:
                     pipe.close()
-
-
-class _Failed(NamedTuple):
-    """An error of a user on its way to the parent; errors with constructors of their own do not survive a pickle."""
-
-    kind: type[TunesmithError]
-    message: str
-    hint: str
-
-    def error(self) -> TunesmithError:
-        made = self.kind.__new__(self.kind)
-        TunesmithError.__init__(made, self.message, hint=self.hint)
-        return made
 
 
 class _TooLongError(Exception):
@@ -216,7 +203,7 @@ def _work() -> None:
         ocr = load_ocr(section)
         _limit_memory(int(section.max_memory_gib * _GIB))
     except TunesmithError as error:
-        _send(outgoing, _Failed(type(error), error.message, error.hint))
+        _send(outgoing, error)
         return
     _send(outgoing, "ready")
     while True:
@@ -227,7 +214,7 @@ def _work() -> None:
         try:
             outcome: Any = read_document(raw, name, ocr, section, lambda: _send(outgoing, "page"))
         except TunesmithError as error:
-            outcome = _Failed(type(error), error.message, error.hint)
+            outcome = error
         except Exception as error:  # noqa: BLE001, RUF100 - a parser that chokes refuses one file
             import hashlib
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tunesmith.data.checks import Report, check_records
 from tunesmith.data.contamination import drop_contaminated, read_benchmarks
 from tunesmith.data.dedup import by_preference, drop_exact_duplicates, drop_near_duplicates
+from tunesmith.data.engine import DataEngine, load_engine
 from tunesmith.data.redact import Vault, read_key, redact
 from tunesmith.data.semantic import drop_semantic_duplicates
 from tunesmith.data.settings import DataSection
@@ -95,9 +96,27 @@ def prepare_records(
     Raises:
         NotFoundError: a source or a benchmark does not exist.
         DataError: a source cannot be read or used, a file is listed twice, a check is an error, or a split would be empty.
-        ConfigError: personal data shall be redacted, and there is no key; or `section.dedup.keep` needs a column that a source does not name.
+        BackendError: the OCR or the Ray cluster failed.
+        ConfigError: personal data shall be redacted, and there is no key; the engine is unknown; or `section.dedup.keep` needs a column
+            that a source does not name.
     """
-    tools = tools or Tools()
+    with load_engine(section.engine, section.ray_address) as engine:
+        given = dataclasses.replace(tools or Tools(), engine=engine)
+        return _prepare(section, labels, root, previous, judged, progress, given, project, withdrawals, discarded or {})
+
+
+def _prepare(
+    section: DataSection,
+    labels: tuple[str, ...],
+    root: Path,
+    previous: pl.DataFrame | None,
+    judged: pl.DataFrame | None,
+    progress: Progress | None,
+    tools: Tools,
+    project: str,
+    withdrawals: Sequence[Withdrawal],
+    discarded: Mapping[str, str],
+) -> Prepared:
     standing = no_rows(Record.frame_schema()) if previous is None else previous
     judged = no_rows(Record.frame_schema()) if judged is None else judged
 
@@ -111,7 +130,7 @@ def prepare_records(
     benchmarks = read_benchmarks(section.contamination, root)
     gathered = gather(section, root, tools, progress)
     gathered, standing, judged, gone = _withdraw(gathered, standing, judged, withdrawals)
-    gathered, judged, redacted = _redact(gathered, judged, section, root, project)
+    gathered, judged, redacted = _redact(gathered, judged, section, root, project, tools.engine)
 
     tell(1)
     valid = validate(gathered.rows, labels, section)
@@ -140,7 +159,7 @@ def prepare_records(
 
     tell(5)
     if section.redact.enabled:  # leaked texts were redacted
-        benchmarks = redact(benchmarks, section.redact, read_key(section.redact), project).frame
+        benchmarks = redact(benchmarks, section.redact, read_key(section.redact), project, engine=tools.engine).frame
     train = pl.concat([stays, near.kept.select(stays.columns)]).filter(split="train")
     clean = drop_contaminated(train, benchmarks, section.contamination.false_positive_rate, tools.embed_static if len(benchmarks) else None)
     new, old, kept_judged = (frame.join(clean.dropped, on="id", how="anti", maintain_order="left") for frame in (near.kept, old, kept_judged))
@@ -148,7 +167,7 @@ def prepare_records(
 
     uncorrected, superseded = _supersede(old, kept_judged)
     together = pl.concat([standing.join(uncorrected, on="id", how="semi"), kept_judged, make_records(capped.kept)]).sort("id")
-    reviewed = _discard(together, discarded or {})
+    reviewed = _discard(together, discarded)
     records = reviewed.kept
     steps_dropped = (gathered, valid, valid_standing, valid_judged, unique_judged, unique_new, parted, near, clean, capped)
     dropped = pl.concat([*(step.dropped for step in steps_dropped), reviewed.dropped, superseded, gone]).sort("source", "source_line", "id", "reason")
@@ -173,12 +192,14 @@ def _withdraw(
     return dataclasses.replace(gathered, rows=rows.kept, blocks=blocks, pages=pages), old.kept, said.kept, pl.concat([rows.dropped, old.dropped, said.dropped])
 
 
-def _redact(gathered: Gathered, judged: pl.DataFrame, section: DataSection, root: Path, project: str) -> tuple[Gathered, pl.DataFrame, dict[str, int]]:
+def _redact(
+    gathered: Gathered, judged: pl.DataFrame, section: DataSection, root: Path, project: str, engine: DataEngine
+) -> tuple[Gathered, pl.DataFrame, dict[str, int]]:
     """Replace personal data in all that was read or judged; return it with the number of replacements a kind."""
     if not section.redact.enabled:
         return gathered, judged, {}
     key = read_key(section.redact)
-    rows, blocks, said = (redact(frame, section.redact, key, project) for frame in (gathered.rows, gathered.blocks, judged))
+    rows, blocks, said = (redact(frame, section.redact, key, project, engine=engine) for frame in (gathered.rows, gathered.blocks, judged))
     if section.redact.vault:
         Vault(root / section.redact.vault, key).put({**blocks.values, **rows.values, **said.values})
     # The digest of the text as it was could be guessed; cells repeat the text of their block.

@@ -20,10 +20,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 
+from tunesmith.data.engine import DataEngine, LocalEngine, stateless
 from tunesmith.data.names import find_names, find_names_with_model
 from tunesmith.data.pii_patterns import RULES
 from tunesmith.data.settings import PERSONAL_DATA_KINDS as KINDS
@@ -127,7 +129,9 @@ class Pseudonyms:
         return f"[{kind.upper()}_{digest[:10]}]"
 
 
-def redact(frame: pl.DataFrame, section: RedactSection, key: bytes, project: str, columns: Sequence[str] = ("text",)) -> Redacted:
+def redact(
+    frame: pl.DataFrame, section: RedactSection, key: bytes, project: str, columns: Sequence[str] = ("text",), engine: DataEngine | None = None
+) -> Redacted:
     """Replace personal data.
 
     Args:
@@ -136,6 +140,7 @@ def redact(frame: pl.DataFrame, section: RedactSection, key: bytes, project: str
         key: The secret, as of `read_key`.
         project: Name of the project.
         columns: What to redact.
+        engine: Where it is looked for; here when None. It is replaced here, so that the key goes nowhere.
 
     Raises:
         MissingExtraError: `section.names` is `model`, and spaCy or its model is not installed.
@@ -145,11 +150,12 @@ def redact(frame: pl.DataFrame, section: RedactSection, key: bytes, project: str
     values: dict[str, str] = {}
     touched: set[int] = set()
     for column in columns:
-        texts = frame[column].to_list()
+        texts = [text or "" for text in frame[column].to_list()]
         redacted: list[str] = []
-        for at in range(0, len(texts), _BATCH):
-            batch = [text or "" for text in texts[at : at + _BATCH]]
-            for text, spans in zip(batch, find_personal_data(batch, section.kinds, names=section.names), strict=True):
+        batches = [texts[at : at + _BATCH] for at in range(0, len(texts), _BATCH)]
+        find = partial(find_personal_data, kinds=section.kinds, names=section.names)
+        for batch, found in zip(batches, (engine or LocalEngine()).map(stateless(find), batches), strict=True):
+            for text, spans in zip(batch, found, strict=True):
                 if spans:
                     touched.add(len(redacted))
                 redacted.append(_replace(text, spans, pseudonyms, values))

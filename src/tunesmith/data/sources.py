@@ -16,6 +16,7 @@ import polars as pl
 
 from tunesmith.data.blocks import block_schema
 from tunesmith.data.chunk import CountTokens, Embed, chunk
+from tunesmith.data.engine import DataEngine, LocalEngine
 from tunesmith.data.folder import PAGE_SCHEMA, ReadFolder, read_folder
 from tunesmith.data.read import RANK_SCHEMA, ROW_SUFFIXES, address, read_documents
 from tunesmith.data.settings import DataSection, Source
@@ -38,12 +39,14 @@ class Tools:
         embed: Texts -> unit vectors of a contextual model, shape (n, n_dimensions), to cut chunks where the subject changes; None leaves meaning out.
         embed_static: Texts -> unit vectors by which copies are found, shape (n, n_dimensions).
         queried: Path of a query -> its result, where it was run already, as `read_documents` gives it.
+        engine: Where files are read and cut.
     """
 
     count_tokens: CountTokens | None = None
     embed: Embed | None = None
     embed_static: Embed | None = None
     queried: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+    engine: DataEngine = field(default_factory=LocalEngine)
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def gather(section: DataSection, root: Path, tools: Tools, progress: Progress | 
             if progress:
                 progress(f"read {name}: {file}", done, total)
 
-        found = read_folder(source.path, section.ocr, root=root, progress=tell)
+        found = read_folder(source.path, section.ocr, root=root, progress=tell, engine=tools.engine)
         rows.append(_rows(found, _labels(found.documents["source"], source, root), section, tools))
         blocks.append(found.blocks)
         pages.append(found.pages)
@@ -158,7 +161,7 @@ def _rows(found: ReadFolder, labels: pl.Series, section: DataSection, tools: Too
     else:
         if tools.count_tokens is None:
             raise DataError("data.chunk needs the tokenizer of the base model. Received: none.", hint="tunesmith prepare")
-        chunks = chunk(found.blocks, tools.count_tokens, section.chunk, tools.embed)
+        chunks = chunk(found.blocks, tools.count_tokens, section.chunk, tools.embed, tools.engine)
         facts = documents.select("source", "content_sha256", "label", document_id="id")
         made = chunks.join(facts, on="document_id", maintain_order="left").with_columns(source_line="page", block_ids=pl.col("block_ids").list.join(" "))
     return as_rows(made).select(list(ROW_SCHEMA)).cast(pl.Schema(ROW_SCHEMA))

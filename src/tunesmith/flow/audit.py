@@ -63,10 +63,10 @@ def audit(project: Project, dataset: DatasetVersion) -> Audit:
         records = read(project, dataset).filter(pl.col("split") == "train", pl.col("origin") == "source")
         if records["label"].n_unique() < 2:
             raise DataError(f"An audit needs train records of two labels. Received: {len(records)} records.", hint="tunesmith data show")
-        project.progress.advance(0, 2, "read the meaning of the texts")
-        vectors = embed_texts(project, records["text"].to_list())
-        project.progress.advance(1, 2, "label errors and outliers")
-        errors = find_label_errors(records["text"].to_list(), records["label"].to_list(), vectors)
+        texts, labels = records["text"].to_list(), records["label"].to_list()
+        vectors = embed_texts(project, texts, lambda at, n: project.progress.advance(at, n, "read the meaning of the texts"))
+        errors = find_label_errors(texts, labels, vectors, progress=lambda at, n: project.progress.advance(at, n, "label errors"))
+        project.progress.advance(0, 1, "outliers and noise")
         suspicions = pl.concat([
             _label_errors(records, errors.rows),
             _outliers(records, vectors),

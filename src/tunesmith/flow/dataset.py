@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -31,6 +32,9 @@ from tunesmith.flow.review import corrections
 from tunesmith.project import Project, needs_extra
 from tunesmith.review.decisions import Corrections
 from tunesmith.review.harvest import Harvest
+
+if TYPE_CHECKING:
+    from tunesmith.models.embed import Embedder
 
 
 def prepare(project: Project, *, fresh: bool = False) -> DatasetVersion:
@@ -98,7 +102,7 @@ def next_version(project: Project, parent: DatasetVersion | None, harvest: Harve
             project.config.task.names,
             parent,
             reason,
-            project.config.data.model_dump(mode="json"),
+            _settings(project),
             project.store,
             project.config.data.dvc,
             inputs=inputs,
@@ -153,20 +157,36 @@ def data_report_of(project: Project, dataset: DatasetVersion) -> dict[str, Any]:
     return report
 
 
-def embed_texts(project: Project, texts: Sequence[str]) -> NDArray[np.float32]:
+def embed_texts(project: Project, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> NDArray[np.float32]:
     """Return unit vectors of texts by `data.embedding_model`, shape (n_texts, n_dimensions).
+
+    Args:
+        project: The project.
+        texts: What to read.
+        progress: Called with texts read and texts in all; equal ones count once.
 
     Raises:
         NotFoundError: the model's package is not installed, or its folder does not exist.
     """
-    embed = _embedder(project)
-    return embed(texts)
+    with needs_extra("data"):
+        return _open_embedder(project.config.data.embedding_model, project.root).encode(texts, progress)
 
 
 def _embedder(project: Project) -> Embed:
+    """Return what embeds texts here or in a worker elsewhere: it travels as the model's address."""
+    return partial(_embed, model=project.config.data.embedding_model, root=project.root)
+
+
+def _embed(texts: Sequence[str], *, model: str, root: Path) -> NDArray[np.float32]:
     with needs_extra("data"):
-        from tunesmith.models.embed import Embedder
-    return Embedder(project.config.data.embedding_model, project.root).encode
+        return _open_embedder(model, root).encode(texts)
+
+
+@cache
+def _open_embedder(model: str, root: Path) -> Embedder:
+    from tunesmith.models.embed import Embedder
+
+    return Embedder(model, root)
 
 
 def _input_digest(project: Project, queried: Mapping[str, pl.DataFrame]) -> str:
@@ -176,7 +196,12 @@ def _input_digest(project: Project, queried: Mapping[str, pl.DataFrame]) -> str:
     benchmarks = [_source_digest(project.root, Source(path=path)) for path in project.config.data.contamination.benchmarks]
     withdrawn = [one.document_id for one in read_withdrawals(project.root)]
     optional = [part for part in (benchmarks, withdrawn) if part]
-    return content_id("inp", digests, project.config.data.model_dump(mode="json"), project.config.task.names, *optional)
+    return content_id("inp", digests, _settings(project), project.config.task.names, *optional)
+
+
+def _settings(project: Project) -> dict[str, Any]:
+    """Return the settings that decide what is in a dataset version; where it is made is none of them."""
+    return project.config.data.model_dump(mode="json", exclude={"engine": True, "ray_address": True, "ocr": {"n_workers"}})
 
 
 def _rows_digest(rows: pl.DataFrame) -> str:
