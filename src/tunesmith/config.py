@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError
+from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -210,6 +211,18 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for argument in get_args(annotation) if (found := _section_of(argument))), None)
+
+
+def field_of(key: str) -> FieldInfo | None:
+    """Return the field that a key path like `train.learning_rate` names, or None where the schema has no such key."""
+    model: type[BaseModel] | None = Config
+    field = None
+    for part in key.split("."):
+        if model is None or part not in model.model_fields:
+            return None
+        field = model.model_fields[part]
+        model = _section_of(field.annotation)
+    return field
 
 
 def explain(prefix: str = "") -> list[dict[str, str]]:

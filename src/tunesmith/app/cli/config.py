@@ -1,13 +1,18 @@
-"""`tunesmith init` and `tunesmith config explain | schema | check`."""
+"""`tunesmith init` and `tunesmith config explain | schema | check | import`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tunesmith.app.cli.options import JsonOption, ProjectOption, SetOption, console, show
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tunesmith.passport import Passport
 
 
 def add_to(app: typer.Typer) -> None:
@@ -17,6 +22,7 @@ def add_to(app: typer.Typer) -> None:
     group.command()(explain)
     group.command()(schema)
     group.command()(check)
+    group.command("import")(import_file)
     app.add_typer(group, name="config")
 
 
@@ -66,3 +72,51 @@ def check(project: ProjectOption = Path(), overrides: SetOption = None, as_json:
 
     config = Project.load(project, overrides or ()).config
     show(as_json, config.model_dump(mode="json"), f"{config.project}: the project file is right.", next_command="tunesmith run")
+
+
+def import_file(
+    file: Annotated[Path, typer.Argument(help="A YAML file of Axolotl, LLaMA-Factory or TRL.")],
+    peer: Annotated[str, typer.Option("--from", metavar="PEER", help="axolotl, llamafactory or trl; told from the keys when left out.")] = "",
+    out: Annotated[Path, typer.Option(help="The project file to write; it must not exist.")] = Path("tunesmith.yaml"),
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a file of Axolotl, LLaMA-Factory or TRL into a tunesmith.yaml, and say what became of each key."""
+    from tunesmith.passport import import_config, write_project
+
+    made = import_config(file, peer)
+    left = write_project(made, out)
+    if as_json:
+        return show(True, made.model_dump(mode="json", exclude={"text"}) | {"counts": made.counts, "file": str(out), "left_to_settle": left})
+    console.print(_entries_table(made), soft_wrap=False)
+    counts = made.counts
+    told = f"{counts['kept']} kept, {counts['renamed']} renamed, {counts['defaulted']} defaulted there, {counts['not_supported']} not supported"
+    lines = [f"{made.title}: {told}.", f"Wrote {out}."]
+    if left:
+        lines += ["Left to fill in:", *(f"  {line}" for line in left)]
+    command = f"tunesmith config check -C {out}"
+    show(False, None, "\n".join(lines), next_command=f"fill in the lines above, then: {command}" if left else command)
+    return None
+
+
+def _entries_table(made: Passport) -> Table:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    colours = {"kept": "green", "renamed": "cyan", "defaulted": "yellow", "not_supported": "red"}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, options in (("line", {"justify": "right"}), ("key", {}), ("there", {}), ("", {}), ("here", {}), ("note", {"ratio": 1})):
+        table.add_column(name, **options)
+    for entry in made.entries:
+        here = f"{entry.ours}: {_short(entry.written)}" if entry.written is not None else entry.ours
+        dim = "" if entry.changes_results else "dim"
+        status = f"[{colours[entry.status]}]{entry.status.replace('_', ' ')}[/]"
+        table.add_row(str(entry.line or ""), escape(entry.key), escape(_short(entry.value)), status, escape(here), escape(entry.note), style=dim)
+    return table
+
+
+def _short(value: object) -> str:
+    import json
+
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 48 else text[:45] + "..."
