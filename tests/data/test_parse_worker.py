@@ -1,5 +1,6 @@
 import hashlib
 import os
+import pickle
 import shutil
 import signal
 import threading
@@ -118,8 +119,6 @@ def test_what_is_missing_is_said_when_the_process_starts(monkeypatch):
 
 
 def test_a_missing_package_keeps_its_kind_and_hint_on_its_way():
-    from tunesmith.data.parse_worker import _Failed
-
     error = MissingExtraError("liteparse", "documents")
-    made = _Failed(type(error), error.message, error.hint).error()
+    made = pickle.loads(pickle.dumps(error))
     assert (type(made), str(made), made.hint) == (type(error), str(error), error.hint)
