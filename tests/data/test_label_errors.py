@@ -146,3 +146,25 @@ def test_swapped_answers_stand_out_and_name_each_other():
     assert found["better_response"].gather(np.roll(swapped, 1)).to_list() == swapped.tolist()
     order = draw.permutation(200)
     np.testing.assert_allclose(score_mismatches(prompts[order], responses[order])["score"].to_numpy(), found["score"].to_numpy()[order], atol=1e-5)
+
+
+def test_coordinates_of_the_terms_teach_the_same_regression():
+    from scipy.sparse import random as draw_sparse
+    from sklearn.linear_model import LogisticRegression
+
+    terms = draw_sparse(90, 600, density=0.05, random_state=0, format="csr")
+    terms[1] = terms[0]
+    few = label_errors._coordinates(terms, 3)
+    assert few.shape == (90, 90)
+    np.testing.assert_allclose(few @ few.T, (terms @ terms.T).toarray(), atol=1e-7)
+    labels = np.arange(90) % 3
+    of_terms, of_coordinates = (LogisticRegression(C=10, max_iter=50).fit(x[:60], labels[:60]).predict_proba(x[60:]) for x in (terms, few))
+    np.testing.assert_allclose(of_coordinates, of_terms, atol=1e-4)
+    assert label_errors._coordinates(terms[:, :20], 3).shape == (90, 20)
+
+
+def test_folds_are_told_as_they_are_judged():
+    texts, labels, vectors, _, _ = planted(4, n=60)
+    told = []
+    find_label_errors(texts, labels, vectors, n_folds=3, progress=lambda done, total: told.append((done, total)))
+    assert told == [(done, 6) for done in range(1, 7)]

@@ -2,6 +2,7 @@
 
 import csv
 import random
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from tunesmith import Project, flow
 from tunesmith.data.freeze import read_dropped
 from tunesmith.flow import review
+from tunesmith.project import Progress
 from tunesmith.review.exchange import DISCARD
 
 TOPICS = {
@@ -44,6 +46,29 @@ def dirty(fresh):
         csv.writer(file).writerows([("text", "label"), *planted])
     settings = ["data.dvc=false", "train.report_to=[]", "data.sources.0.splits={train: 0.85, validation: 0.05, calibration: 0.05, test: 0.05}"]
     return Project.load(fresh, [*settings, "data.same_opening_words=0", "data.dedup.near=false", "data.near_duplicate_threshold=0.95"]), truth
+
+
+class Told(Progress):
+    """Remembers what it is told."""
+
+    def __init__(self):
+        self.steps = []
+
+    def advance(self, done, total, detail=""):
+        self.steps.append((detail, done, total))
+
+
+def test_the_time_left_can_be_told_from_texts_and_folds(dirty):
+    project, _ = dirty
+    version = flow.prepare(project)
+    told = Told()
+    flow.audit(replace(project, progress=told), version)
+    n = len(set(flow.read(project, version).filter(split="train")["text"]))
+    read = [(done, total) for detail, done, total in told.steps if detail == "read the meaning of the texts"]
+    assert read[-1] == (n, n)
+    assert len(read) > 1
+    assert [(done, total) for detail, done, total in told.steps if detail == "label errors"] == [(done, 10) for done in range(1, 11)]
+    assert told.steps[-1] == ("outliers and noise", 0, 1)
 
 
 def test_what_reviewers_decide_is_in_the_next_version_and_stays(dirty, tmp_path):
