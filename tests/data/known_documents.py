@@ -231,3 +231,15 @@ def text_of_structure(structure=STRUCTURE):
         else:
             parts += [" ".join(row) for row in content]
     return " ".join(parts)
+
+
+def labelled_folder(root):
+    """Write root/in: documents of four kinds, one of them broken, in folders named by their label. Return root."""
+    files = {f"yes/{number}.txt": (prose(number) + " Write to ann.example@mail.example.").encode() for number in range(16)}
+    files |= {f"no/{number}.txt": prose(100 + number).encode() for number in range(16)}
+    files |= {"yes/a.pdf": as_pdf(), "yes/b.docx": as_docx(), "no/c.html": as_html(), "no/d.pdf": as_pdf()[:-500]}
+    for name, raw in files.items():
+        path = root / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(raw)
+    return root

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from known_documents import as_docx, as_html, as_pdf, prose
+from known_documents import labelled_folder
 from polars.testing import assert_frame_equal
 
 from tunesmith.data.engine import LocalEngine, RayEngine, load_engine, stateless
@@ -26,15 +26,7 @@ def engine():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Documents of three kinds, one of them broken, and labels in the names of their folders."""
-    files = {f"yes/{number}.txt": (prose(number) + " Write to ann.example@mail.example.").encode() for number in range(16)}
-    files |= {f"no/{number}.txt": prose(100 + number).encode() for number in range(16)}
-    files |= {"yes/a.pdf": as_pdf(), "yes/b.docx": as_docx(), "no/c.html": as_html(), "no/d.pdf": as_pdf()[:-500]}
-    for name, raw in files.items():
-        path = tmp_path / "in" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(raw)
-    return tmp_path
+    return labelled_folder(tmp_path)
 
 
 def test_results_keep_the_order_of_the_items_and_come_from_other_processes(engine):
