@@ -7,9 +7,9 @@ for paraphrases that share few words.
 
 Up to 100,000 rows every row is compared with every better one that stays: nothing is missed, and time grows with the square of
 the rows that stay. More rows are compared within cells, one for each of as many centres (k-means) as the root of their number: a
-row with the better ones that stay in the cells of its eight nearest centres, and with all that stand near it in rank. Missed is a
-duplicate whose cell is none of these, which is rare at the thresholds of copies (of those that the full comparison drops, fewer
-than 2 in 100; tested on planted copies) and more frequent the lower the threshold. Time grows with the power 1.5.
+row with the better ones that stay in the cells of its 32 nearest centres, and with all that stand near it in rank. Missed is a
+duplicate whose cell is none of these: 1 in 100 of those that the full comparison drops, among 337,000 rows at the default
+threshold; more with more rows, or a lower threshold. Time grows with the power 1.5.
 
 Source: Abbas et al. 2023, SemDeDup (thresholds on embeddings, within k-means clusters); here with several cells a row and the
 words as a second witness.
@@ -32,7 +32,7 @@ from tunesmith.errors import DataError
 
 _LARGEST_FULL = 100_000  # rows that are all compared with each other
 _STRIDE = 16_384  # of more rows, so many that follow each other are all compared with each other
-_PROBES = 8
+_PROBES = 32  # 8 found .93 of what the full comparison finds, 16 .97, 32 .99, 64 .996, among 337,000 real and composed texts at 0.93
 _BLOCK = 1024
 
 

@@ -25,7 +25,7 @@ from tunesmith.passport.sheet import Entry, Peer, Sheet, Status
 from tunesmith.passport.trl import TRL
 from tunesmith.passport.write import placeholders, project_text
 
-__all__ = ["PEERS", "Entry", "Passport", "Status", "import_config", "write_project"]
+__all__ = ["Entry", "Passport", "Status", "import_config", "write_project"]
 
 PEERS: dict[str, Peer] = {peer.name: peer for peer in (AXOLOTL, LLAMA_FACTORY, TRL)}
 
