@@ -105,6 +105,7 @@ def test_within_cells_nearly_all_is_found_that_the_full_comparison_finds(monkeyp
     assert len(full.dropped) > 400
     monkeypatch.setattr(semantic, "_LARGEST_FULL", 100)
     monkeypatch.setattr(semantic, "_STRIDE", 64)
+    monkeypatch.setattr(semantic, "_PROBES", 2)  # of 60 cells
     monkeypatch.setattr(semantic, "_BLOCK", 16)
     found = drop(whole, vectors)
     assert same_rows(found, whole)
