@@ -42,12 +42,14 @@ def prepare(folder: Path, parts: list[str]) -> None:
     from tunesmith.project import Progress
 
     class Lap(Progress):
-        last = time.monotonic()
+        """Prints each step when the next one begins."""
+
+        running, since = "identify the sources", time.monotonic()
 
         def advance(self, done: int, total: int, detail: str = "") -> None:
             now, peak = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-            print(f"{now - self.last:8.1f} s {peak:6.2f} GiB  before: {detail}", flush=True)
-            self.last = now
+            print(f"{now - self.since:8.1f} s {peak:6.2f} GiB  {self.running}", flush=True)
+            self.running, self.since = detail, now
 
     settings = ["data.dvc=false", "data.sources=[{path: records.jsonl}]", "data.checks.stop_above={conflicting_labels: 1}"]
     settings += ["data.dedup.semantic=true"] if "semantic" in parts else []
@@ -56,6 +58,7 @@ def prepare(folder: Path, parts: list[str]) -> None:
     project = Project.load(folder, settings, Lap())
     began = time.monotonic()
     version = flow.prepare(project)
+    project.progress.advance(1, 1)  # freeze and report, after `records ready`
     seconds, peak = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{seconds:8.1f} s {peak:6.2f} GiB  in all; {sum(version.rows.values()):,} records, dropped {version.dropped}")
 
