@@ -154,7 +154,9 @@ def _rules() -> dict[str, Rule]:
         "quantization_type": hf.off("4 bits are NF4 here.", "Nothing to set.", "nf4"),
         "double_quantization": hf.off("Double quantisation is always on.", "Nothing to set.", True),
         "disable_shuffling": hf.off("Batches come in a random order by train.seed.", "Nothing to set."),
-        "early_stopping_steps": hf.off("A run ends after its epochs.", "Choose them by tunesmith sweep, which looks at validation."),
+        "early_stopping_steps": hf.off(
+            "A run ends after its epochs.", "Choose them with tunesmith run --set train.num_train_epochs=N."
+        ),
         "trust_remote_code": hf.off("No code that comes with a model is run.", "Choose a model that transformers knows."),
         "compute_accuracy": hf.off("tunesmith evaluate tells accuracy with an interval.", "Nothing to set.", True, changes_results=False),
         "enable_thinking": hf.off("Answers are labels, written at once.", "Nothing to set.", changes_results=False),
@@ -163,7 +165,7 @@ def _rules() -> dict[str, Rule]:
     }
 
 
-_OPTIMIZERS = hf.off("AdamW is the only optimizer here.", "Search train.learning_rate for it with tunesmith sweep.")
+_OPTIMIZERS = hf.off("AdamW is the only optimizer here.", "Set another one for it: tunesmith run --set train.learning_rate=RATE.")
 _CACHES = hf.off("Prepared data is kept in datasets/.", "Nothing to set.", changes_results=False)
 _FREEZE = hf.off("Freezing weights is not a strategy here.", "train.lora_layers adapts the last layers only.")
 
