@@ -183,9 +183,7 @@ def _rules() -> dict[str, Rule]:
         "peft_layers_to_transform": hf.off("Layers are counted from the last.", "train.lora_layers: how many of them."),
         "unfrozen_parameters": hf.off("Freezing weights is not a strategy here.", "train.lora_layers adapts the last layers only.", []),
         "cosine_min_lr_ratio": hf.off("The cosine ends at 0.", "train.lr_scheduler_type: constant, or fewer epochs.", 0, 0.0),
-        "early_stopping_patience": hf.off(
-            "A run ends after its epochs.", "Choose them with tunesmith run --set train.num_train_epochs=N."
-        ),
+        "early_stopping_patience": hf.off("A run ends after its epochs.", "Choose them with tunesmith run --set train.num_train_epochs=N."),
         "saves_per_epoch": hf.off("Checkpoints are counted in steps.", "train.save_steps; tunesmith plan tells the steps.", changes_results=False),
         "trust_remote_code": hf.off("No code that comes with a model is run.", "Choose a model that transformers knows."),
         "rl": hf.off("Supervised tuning is what there is.", "Pairs of chosen and rejected are read, and chosen is the answer."),

@@ -253,12 +253,8 @@ def common_rules(*, learning_rate: float) -> dict[str, Rule]:
         "adam_epsilon": off("AdamW's epsilon is 1e-8 here.", "Nothing to set.", 1e-8, "1e-8"),
         "label_smoothing_factor": off("The loss is the plain cross-entropy of the answer.", "Calibration makes confidences honest afterwards.", 0.0, 0),
         "neftune_noise_alpha": off("No noise is added to embeddings.", "Try train.lora_dropout against overfitting.", 0, 0.0),
-        "load_best_model_at_end": off(
-            "The last step is kept.", "Choose epochs with tunesmith run --set train.num_train_epochs=N."
-        ),
-        "metric_for_best_model": off(
-            "The last step is kept.", "Choose epochs with tunesmith run --set train.num_train_epochs=N."
-        ),
+        "load_best_model_at_end": off("The last step is kept.", "Choose epochs with tunesmith run --set train.num_train_epochs=N."),
+        "metric_for_best_model": off("The last step is kept.", "Choose epochs with tunesmith run --set train.num_train_epochs=N."),
         "greater_is_better": off("The last step is kept.", "Nothing to set.", True, changes_results=False),
         "auto_find_batch_size": off("The plan predicts the memory before anything runs.", "Set train.max_memory_gb and read tunesmith plan."),
         "dataloader_drop_last": off("Every row is trained on.", "Nothing to set."),

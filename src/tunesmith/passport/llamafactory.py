@@ -154,9 +154,7 @@ def _rules() -> dict[str, Rule]:
         "quantization_type": hf.off("4 bits are NF4 here.", "Nothing to set.", "nf4"),
         "double_quantization": hf.off("Double quantisation is always on.", "Nothing to set.", True),
         "disable_shuffling": hf.off("Batches come in a random order by train.seed.", "Nothing to set."),
-        "early_stopping_steps": hf.off(
-            "A run ends after its epochs.", "Choose them with tunesmith run --set train.num_train_epochs=N."
-        ),
+        "early_stopping_steps": hf.off("A run ends after its epochs.", "Choose them with tunesmith run --set train.num_train_epochs=N."),
         "trust_remote_code": hf.off("No code that comes with a model is run.", "Choose a model that transformers knows."),
         "compute_accuracy": hf.off("tunesmith evaluate tells accuracy with an interval.", "Nothing to set.", True, changes_results=False),
         "enable_thinking": hf.off("Answers are labels, written at once.", "Nothing to set.", changes_results=False),
