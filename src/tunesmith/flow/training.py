@@ -45,10 +45,10 @@ def plan(project: Project, dataset: DatasetVersion) -> Plan:
 
 
 def _speeds(project: Project) -> list[float]:
-    """Return tokens a second of earlier runs with the same base, passes and cores."""
+    """Return tokens a second of earlier runs with the same base, strategy, passes and cores."""
     speeds = []
     for run in project.store.all(Run):
-        if run.base_sha256 == project.base.sha256 and run.machine == _machine(project):
+        if (run.base_sha256, run.strategy, run.machine) == (project.base.sha256, project.config.train.strategy, _machine(project)):
             speeds.append(run.tokens / run.seconds)
     return speeds
 
