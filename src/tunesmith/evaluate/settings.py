@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from tunesmith.evaluate.goals import GoalsSection
 from tunesmith.section import Section
 
 
@@ -22,6 +23,8 @@ class EvaluateSection(Section):
     """Seed of the bootstrap."""
     latency_samples: int = Field(default=40, ge=1)
     """Test texts that are answered one by one to measure latency."""
+    goals: GoalsSection = GoalsSection()
+    """What the project set out to reach; the report says what was reached, and what was missed by how much."""
 
 
 class CalibrateSection(Section):

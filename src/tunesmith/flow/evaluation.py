@@ -29,7 +29,7 @@ def evaluate(project: Project, run: Run) -> Evaluation:
 
     Scores are kept as files as soon as they are complete, so that a killed evaluation goes on where it stopped.
     """
-    settings = project.config.evaluate.model_dump(mode="json", exclude={"batch_size"})
+    settings = project.config.evaluate.model_dump(mode="json", exclude={"batch_size", "goals"})
     identity = content_id("evl", run.id, settings, STEP_VERSION)
     found = project.store.find(Evaluation, identity)
     if found:
@@ -135,7 +135,8 @@ class Calibration:
 def calibrate(project: Project, evaluation: Evaluation) -> Calibration:
     """Fit the calibrator on the calibration split, choose it there, and write the report that shows it on test."""
     folder = project.root / evaluation.path
-    settings = content_id("cal", project.config.calibrate.model_dump(mode="json"), STEP_VERSION)
+    goals = project.config.evaluate.goals.model_dump(mode="json", exclude_none=True)
+    settings = content_id("cal", project.config.calibrate.model_dump(mode="json"), goals, STEP_VERSION)
     file = folder / "calibrator.json"
     if file.exists() and (saved := json.loads(file.read_text(encoding="utf-8")))["settings"] == settings and (folder / "report.html").exists():
         with project.step("calibrate") as done:
@@ -143,6 +144,7 @@ def calibrate(project: Project, evaluation: Evaluation) -> Calibration:
         return Calibration(saved["calibrator"], json.loads((folder / "report.json").read_text(encoding="utf-8")), folder / "report.html")
     with needs_extra("train"):
         from tunesmith.evaluate.calibration import choose_calibrator
+        from tunesmith.evaluate.goals import check_goals
         from tunesmith.evaluate.predict_split import SplitScores
         from tunesmith.evaluate.report import write_report
     with project.step("calibrate") as done:
@@ -154,6 +156,7 @@ def calibrate(project: Project, evaluation: Evaluation) -> Calibration:
             scores.logits, truth(project, dataset, scores), section.method, project.config.evaluate.seed, n_bins=section.n_bins
         )
         report = _report(project, run, dataset, evaluation, calibrator, table)
+        report["goals"] = check_goals(report, project.config.evaluate.goals)
         html = write_report(folder, report)
         if project.tracker:
             figures = {f"test/{name}": by_model["tuned"]["value"] for name, by_model in report["metrics"].items()}

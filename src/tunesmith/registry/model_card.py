@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.entities import DatasetVersion, Run
+from tunesmith.evaluate.goals import goals_in_words
 from tunesmith.models.artifact import ModelFile
 
 
@@ -23,6 +24,7 @@ def model_card(model: ModelFile, run: Run, dataset: DatasetVersion, report: Mapp
     rows = "\n".join(f"| {' | '.join((name, *cells))} |" for name, cells in scores.items())
     labels = "\n".join(f"- {label.name}" + (f" (writes `{label.written}`)" if label.written != label.name else "") for label in model.task.labels)
     against = {"wins": "It beats", "level": "It is level with", "loses": "It loses against"}[report["classical_verdict"]]
+    goals = "\n".join(f"- {line}" for line in goals_in_words(report.get("goals", [])))
     return f"""# Model card of {run.id}
 
 {model.task.instruction}
@@ -43,7 +45,15 @@ On {report["n_test"]:,} test records that no training, calibration or choice has
 
 {against} a classical baseline (TF-IDF with logistic regression) trained on the same rows and reading the full text.
 Confidences are calibrated by {report.get("calibration", {}).get("method", "nothing yet")} on {dataset.rows["calibration"]:,} records of their own.
+{
+        f'''
+## Goals
 
+{goals}
+'''
+        if goals
+        else ""
+    }
 ## Data
 
 Dataset version `{dataset.id}`: {", ".join(f"{count:,} {split}" for split, count in dataset.rows.items())}.

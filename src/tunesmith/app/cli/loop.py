@@ -214,13 +214,15 @@ def run_in_words(project: Project, run: Run) -> str:
 
 def report_in_words(report: dict[str, object]) -> str:
     """Write the metrics table and the verdict on the classical baseline."""
+    from tunesmith.evaluate.goals import goals_in_words
     from tunesmith.evaluate.report import METRIC_NAMES, verdict
 
     metrics: dict[str, dict[str, dict[str, float]]] = report["metrics"]  # type: ignore[assignment]
     models = ("base", "classical", "tuned")
     header = f"  {'':<28}" + "".join(f"{model:>22}" for model in models)
     rows = [f"  {METRIC_NAMES[name]:<28}" + "".join(f"{_figure(figures[model]):>22}" for model in models) for name, figures in metrics.items()]
-    return "\n".join((header, *rows, "", verdict(report)))
+    goals = [f"  {line}" for line in goals_in_words(report.get("goals", []))]  # type: ignore[arg-type]
+    return "\n".join((header, *rows, "", verdict(report), *(("", "Goals", *goals) if goals else ())))
 
 
 def _figure(interval: dict[str, float]) -> str:
