@@ -24,7 +24,8 @@ def model_card(model: ModelFile, run: Run, dataset: DatasetVersion, report: Mapp
     rows = "\n".join(f"| {' | '.join((name, *cells))} |" for name, cells in scores.items())
     labels = "\n".join(f"- {label.name}" + (f" (writes `{label.written}`)" if label.written != label.name else "") for label in model.task.labels)
     against = {"wins": "It beats", "level": "It is level with", "loses": "It loses against"}[report["classical_verdict"]]
-    goals = "\n".join(f"- {line}" for line in goals_in_words(report.get("goals", [])))
+    lines = goals_in_words(report.get("goals", []))
+    goals = "\n".join(("", "## Goals", "", *(f"- {line}" for line in lines), "")) if lines else ""
     return f"""# Model card of {run.id}
 
 {model.task.instruction}
@@ -45,15 +46,7 @@ On {report["n_test"]:,} test records that no training, calibration or choice has
 
 {against} a classical baseline (TF-IDF with logistic regression) trained on the same rows and reading the full text.
 Confidences are calibrated by {report.get("calibration", {}).get("method", "nothing yet")} on {dataset.rows["calibration"]:,} records of their own.
-{
-        f'''
-## Goals
-
 {goals}
-'''
-        if goals
-        else ""
-    }
 ## Data
 
 Dataset version `{dataset.id}`: {", ".join(f"{count:,} {split}" for split, count in dataset.rows.items())}.
