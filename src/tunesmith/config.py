@@ -26,7 +26,7 @@ from tunesmith.registry.settings import RegistrySection
 from tunesmith.review.settings import ReviewSection
 from tunesmith.section import Section
 from tunesmith.serve.settings import ServeSection
-from tunesmith.train.settings import TrainSection
+from tunesmith.train.settings import CompareSection, TrainSection
 
 FILE_NAME = "tunesmith.yaml"
 
@@ -44,6 +44,8 @@ class Config(Section):
     """The base model."""
     train: TrainSection = TrainSection()
     """dataset version -> run."""
+    compare: CompareSection = CompareSection()
+    """Several ways to train, measured on the same data."""
     evaluate: EvaluateSection = EvaluateSection()
     """run -> evaluation."""
     calibrate: CalibrateSection = CalibrateSection()

@@ -81,6 +81,10 @@ class Tracker:
         """Copy a folder into the run's artifacts."""
         self._client.log_artifacts(self.run(noun_id), str(folder), name)
 
+    def set_parent(self, noun_id: str, parent_id: str) -> None:
+        """Show a run as a child of another one."""
+        self._client.set_tag(self.run(noun_id), "mlflow.parentRunId", self.run(parent_id))
+
     def finish(self, noun_id: str) -> None:
         """Mark a run as finished."""
         self._client.set_terminated(self.run(noun_id), status="FINISHED")

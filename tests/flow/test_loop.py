@@ -129,3 +129,16 @@ def test_another_label_space_needs_a_fresh_start(tiny):
         flow.prepare(other)
     assert raised.value.hint == "tunesmith prepare --fresh"
     assert flow.prepare(other, fresh=True).labels == ("card", "loan")
+
+
+def test_forgetting_is_measured_and_its_budget_refuses_before_test_is_looked_at(finished, tiny):
+    found = finished.outcome.calibration.report["forgetting"]
+    assert found["cross_entropy"]["before"]["value"] > 1  # a model with random weights knows nothing
+    assert found["budget"] is None
+    strict = Project.load(tiny.root, ["train.report_to=[]", "evaluate.max_forgetting=0"])
+    looks = strict.store.looks_of(finished.outcome.model_version.id)
+    rise = found["cross_entropy"]["difference"]["difference"]
+    assert rise > 0
+    with pytest.raises(RefusedError, match="max_forgetting = 0 nats"):
+        flow.register(strict, finished.outcome.run, finished.outcome.evaluation)
+    assert strict.store.looks_of(finished.outcome.model_version.id) == looks

@@ -103,6 +103,16 @@ def mcnemar(first_correct: ArrayLike, second_correct: ArrayLike) -> float:
     return min(1.0, 2 * float(bdtr(min(only_first, only_second), only_first + only_second, 0.5)))
 
 
+def two_sided(differences: FloatArray) -> float:
+    """Return the p-value that resampled differences give for a true one of zero.
+
+    Twice the smaller share on either side of zero (zeros count to both), with one added to each count: the level at which
+    the percentile interval would just touch zero.
+    """
+    rarer = min(np.sum(differences <= 0), np.sum(differences >= 0))
+    return min(1.0, float(2 * (rarer + 1) / (len(differences) + 1)))
+
+
 class Bootstrap:
     """Resamples of n rows, drawn once.
 
@@ -138,14 +148,12 @@ class Bootstrap:
             of_sums: The figure as a function of sums.
             rows: shape (n, k).
         """
-        low, high = self._ends(self._resampled(of_sums, rows))
-        return Interval(float(of_sums(rows.sum(axis=0))), low, high)
+        return Interval(float(of_sums(rows.sum(axis=0))), *self.ends(self.replicates(of_sums, rows)))
 
     def difference(self, of_sums: OfSums, first: FloatArray, second: FloatArray) -> Difference:
         """Return the paired difference, first minus second, on the same resampled rows.
 
-        The p-value is twice the smaller share of resampled differences on either side of zero (zeros count to both), with
-        one added to each count: the level at which the percentile interval would just touch zero.
+        The p-value is that of `two_sided`.
 
         Args:
             of_sums: The figure as a function of sums.
@@ -153,12 +161,15 @@ class Bootstrap:
             second: shape (n, k).
         """
         value = float(of_sums(first.sum(axis=0)) - of_sums(second.sum(axis=0)))
-        resampled = self._resampled(of_sums, first) - self._resampled(of_sums, second)
-        rarer = min(np.sum(resampled <= 0), np.sum(resampled >= 0))
-        low, high = self._ends(resampled)
-        return Difference(value, low, high, min(1.0, float(2 * (rarer + 1) / (len(resampled) + 1))))
+        resampled = self.replicates(of_sums, first) - self.replicates(of_sums, second)
+        return Difference(value, *self.ends(resampled), two_sided(resampled))
 
-    def _resampled(self, of_sums: OfSums, rows: FloatArray) -> FloatArray:
+    def replicates(self, of_sums: OfSums, rows: FloatArray) -> FloatArray:
+        """Return a figure of each resample, shape (n_samples,); resample b of any rows holds the same records.
+
+        Raises:
+            DataError: there are more or fewer rows than are resampled.
+        """
         if len(rows) != self.n:
             raise DataError(f"This bootstrap resamples {self.n} rows. Received: {len(rows)}.")
         if self._group_of is not None:
@@ -171,6 +182,7 @@ class Bootstrap:
         for start in range(0, len(self._weights), _BLOCK):
             yield self._weights[start : start + _BLOCK].astype(np.float64)
 
-    def _ends(self, resampled: FloatArray) -> tuple[float, float]:
+    def ends(self, resampled: FloatArray) -> tuple[float, float]:
+        """Return the ends of the percentile interval of resampled figures."""
         low, high = np.quantile(resampled, [(1 - self.level) / 2, (1 + self.level) / 2])
         return float(low), float(high)

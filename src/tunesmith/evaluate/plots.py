@@ -1,4 +1,4 @@
-"""The three pictures of a report, as SVG text.
+"""The pictures of the reports, as SVG text.
 
 Colours are those of Okabe and Ito, which colour-blind readers tell apart. Text stays text, so that it can be searched and
 takes the page's font. The same figures give the same bytes. Nothing here computes: it draws what the report holds.
@@ -140,6 +140,33 @@ def reliability(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str
                 axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
         grid[0, 0].set_ylabel("Accuracy")
         grid[1, 0].set_ylabel("Answers")
+        return _svg(figure)
+
+
+def candidates(rows: Mapping[str, Mapping[str, Any]], metric: str) -> str:
+    """Draw the gain of each candidate, with its interval, against its peak memory and its training time.
+
+    Args:
+        rows: Name -> `gain`, `peak_memory_bytes` and `seconds`, as in comparison.json.
+        metric: What the gain is measured in.
+    """
+    scale, unit = (1.0, "nats") if metric == "log_loss" else (100.0, "points")
+    with context(_STYLE):
+        figure = Figure(figsize=(10.4, 3.6), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        memory = {name: max(row["peak_memory_bytes"]) / 1e9 for name, row in rows.items()}
+        minutes = {name: sum(row["seconds"]) / len(row["seconds"]) / 60 for name, row in rows.items()}
+        for axes, title, at in ((panels[0], "Peak memory, GB", memory), (panels[1], "Training time, minutes", minutes)):
+            for name, row in rows.items():
+                x, gain = at[name], row["gain"]
+                axes.plot([x, x], [scale * gain["low"], scale * gain["high"]], color=BLUE, linewidth=5, alpha=0.3, solid_capstyle="butt")
+                axes.plot(x, scale * gain["difference"], "o", color=BLUE, markersize=5)
+                axes.annotate(name, (x, scale * gain["difference"]), xytext=(7, 4), textcoords="offset points")
+            axes.set(xlabel=title, xlim=(0, 1.25 * max(at.values())))
+            axes.axhline(0, color="#B8BEC8", linewidth=1)
+            axes.grid(color="#EEF0F4", linewidth=0.8)
+            axes.set_axisbelow(True)
+        panels[0].set_ylabel(f"Gain over the untuned model, {unit}")
         return _svg(figure)
 
 

@@ -10,6 +10,7 @@ whose keys are absent is left out. The JSON keeps ratios, seconds and bytes; onl
     metrics, paired, paired_classical, classical_verdict, n_test, per_class, confusion      see `compare.compare`
     calibration, reliability       see `compare.calibration_effect`; optional
     mistakes                       see `compare.worst_mistakes`; optional
+    forgetting                     see `forgetting.forgetting`, with `budget`; optional
     goals                          see `goals.check_goals`; optional
     data                           optional
         rows                       split -> records
@@ -74,8 +75,27 @@ def render(report: Mapping[str, Any]) -> str:
     pictures = {"intervals": plots.intervals(report["metrics"]), "confusion": plots.confusion(**report["confusion"])}
     if "reliability" in report:
         pictures["reliability"] = plots.reliability(**report["reliability"])
-    environment = Environment(loader=PackageLoader("tunesmith.evaluate", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            verdict=verdict(report),
+            # Our own drawings, in which matplotlib has escaped the labels already.
+            pictures={name: Markup(picture) for name, picture in pictures.items()},  # noqa: S704
+            model_names={model: title for model, (title, _) in plots.MODELS.items()},
+            metric_names=METRIC_NAMES,
+            outcome=outcome,
+            duration=duration,
+            size=size,
+        )
+    )
+
+
+def environment() -> Environment:
+    """Return the templates of this package with the filters that they use."""
+    made = Environment(loader=PackageLoader("tunesmith.evaluate", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters |= {
         "percent": percent,
         "points": points,
         "count": count,
@@ -86,17 +106,7 @@ def render(report: Mapping[str, Any]) -> str:
         "title": title,
         "value": value,
     }
-    return environment.get_template("report.html.j2").render(
-        report=report,
-        verdict=verdict(report),
-        # Our own drawings, in which matplotlib has escaped the labels already.
-        pictures={name: Markup(picture) for name, picture in pictures.items()},  # noqa: S704
-        model_names={model: title for model, (title, _) in plots.MODELS.items()},
-        metric_names=METRIC_NAMES,
-        outcome=outcome,
-        duration=duration,
-        size=size,
-    )
+    return made
 
 
 def verdict(report: Mapping[str, Any]) -> str:

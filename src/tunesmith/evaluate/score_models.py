@@ -10,28 +10,37 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import polars as pl
 
 from tunesmith.evaluate.classical import Classical, fit_classical
+from tunesmith.evaluate.forgetting import LanguageModel, Probes, score_probes
 from tunesmith.evaluate.predict_split import Scorer, SplitScores, label_indices, score_split
 from tunesmith.files import write_json
 
 LATENCIES_FILE = "latencies.json"
+PROBES_FILE = "tuned-probes.json"
 
 Progress = Callable[[int, int, str], None]
 """Called with records done, records in all, and what is being scored."""
+
+
+class Model(Scorer, LanguageModel, Protocol):
+    """A language model that answers the task."""
 
 
 def score_models(
     records: pl.DataFrame,
     names: Sequence[str],
     *,
-    base: Callable[[], Scorer],
-    tuned: Callable[[], Scorer],
+    base: Callable[[], Model],
+    tuned: Callable[[], Model],
     folder: Path,
     base_file: Path,
+    probes: Probes | None,
+    base_probes_file: Path,
     n_latencies: int,
     progress: Progress,
 ) -> dict[str, SplitScores]:
@@ -44,6 +53,8 @@ def score_models(
         tuned: Loads the tuned model; it answers validation, calibration and test.
         folder: Where the scores go, and latencies.json: model -> seconds of single answers.
         base_file: Where the base model's scores go: runs on the same test records share them.
+        probes: What both models read to measure forgetting; None to leave it out.
+        base_probes_file: Where go what the base model said about them.
         n_latencies: Test texts that each model answers one by one.
         progress: Told how far it is.
 
@@ -57,14 +68,18 @@ def score_models(
     kept = folder / LATENCIES_FILE
     latencies: dict[str, list[float]] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
 
-    for model, load in (("base", base), ("tuned", tuned)):
+    for model, load, probes_file in (("base", base, base_probes_file), ("tuned", tuned, folder / PROBES_FILE)):
         missing = [name for name in files if name.startswith(model) and not files[name].exists()]
-        if not missing and model in latencies:
+        reads = probes is not None and not probes_file.exists()
+        if not missing and not reads and model in latencies:
             continue
         engine = load()
         for name in missing:
             split = name.removeprefix(f"{model}-")
             score_split(engine, of_split[split], names, partial(_tell, progress, f"{model} model, {split}")).save(files[name])
+        if probes is not None and reads:
+            progress(0, 1, f"{model} model, probes of forgetting")
+            score_probes(engine, probes).save(probes_file)
         latencies[model] = [_seconds(engine.score, text) for text in sample]
         write_json(kept, latencies)
     if not files["classical-test"].exists() or "classical" not in latencies:

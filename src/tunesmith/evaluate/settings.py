@@ -23,6 +23,12 @@ class EvaluateSection(Section):
     """Seed of the bootstrap."""
     latency_samples: int = Field(default=40, ge=1)
     """Test texts that are answered one by one to measure latency."""
+    forgetting: bool = True
+    """Measure what tuning unlearnt: base and tuned model read the same passages of general text and questions of general knowledge."""
+    general_text: str = ""
+    """File of general text, passages separated by empty lines, relative to the project; the built-in passages when empty."""
+    max_forgetting: float | None = Field(default=None, ge=0)
+    """Budget: most nats a token by which the cross-entropy of general text may rise. A run that breaks it takes no alias (exit 4)."""
     goals: GoalsSection = GoalsSection()
     """What the project set out to reach; the report says what was reached, and what was missed by how much."""
 

@@ -4,13 +4,14 @@
     documents  dataset   run    evaluation  calibrator   model       prediction feedback  the next dataset version
                version                                   version
 
-Beside the loop: audit -> review -> the next dataset version, and what people do with versions (show, push, pull, withdraw).
+Beside the loop: compare; audit -> review -> the next dataset version, and what people do with versions (show, push, pull, withdraw).
 
 Each function takes a project, does its arrow or finds that it was done for the same inputs, and returns the noun. The
 CLI and Python users call the same functions. A killed function is called again and continues.
 """
 
 from tunesmith.flow.audit import audit
+from tunesmith.flow.comparison import Comparison, compare
 from tunesmith.flow.dataset import compare_datasets, data_report_of, nearest_records, newest_dataset, prepare, read
 from tunesmith.flow.evaluation import Calibration, calibrate, evaluate, evaluation_of
 from tunesmith.flow.loop import Outcome, finish, renew, run
@@ -23,11 +24,13 @@ from tunesmith.flow.versions import checkout, pull, push, show_dataset, withdraw
 __all__ = [
     "CHAMPION",
     "Calibration",
+    "Comparison",
     "Outcome",
     "ask_reviewers",
     "audit",
     "calibrate",
     "checkout",
+    "compare",
     "compare_datasets",
     "data_report_of",
     "deploy",

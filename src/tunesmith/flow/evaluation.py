@@ -18,10 +18,13 @@ from tunesmith.flow.training import run_plan
 from tunesmith.project import Project, needs_extra
 
 if TYPE_CHECKING:
+    from tunesmith.evaluate.forgetting import Probes, ProbeScores
     from tunesmith.evaluate.predict_split import SplitScores
+    from tunesmith.evaluate.settings import EvaluateSection
+    from tunesmith.models.engine import Engine
 
 # Bump when the same inputs would score or report otherwise.
-STEP_VERSION = 1
+STEP_VERSION = 2
 
 
 def evaluate(project: Project, run: Run) -> Evaluation:
@@ -29,7 +32,7 @@ def evaluate(project: Project, run: Run) -> Evaluation:
 
     Scores are kept as files as soon as they are complete, so that a killed evaluation goes on where it stopped.
     """
-    settings = project.config.evaluate.model_dump(mode="json", exclude={"batch_size", "goals"})
+    settings = project.config.evaluate.model_dump(mode="json", exclude={"batch_size", "goals", "max_forgetting"})
     identity = content_id("evl", run.id, settings, STEP_VERSION)
     found = project.store.find(Evaluation, identity)
     if found:
@@ -63,24 +66,70 @@ def evaluate(project: Project, run: Run) -> Evaluation:
 
 def _all_scores(project: Project, run: Run, dataset: DatasetVersion, folder: Path) -> dict[str, SplitScores]:
     from tunesmith.evaluate.score_models import score_models
-    from tunesmith.models.engine import Engine
-    from tunesmith.models.weights import WEIGHTS_FOLDER
 
     records = read(project, dataset)
-
-    def engine(weights: Path | None) -> Engine:
-        return Engine(project.base.path, project.prompt, project.answering(weights), weights=weights, batch_size=project.config.evaluate.batch_size)
-
     return score_models(
         records,
         project.config.task.names,
-        base=lambda: engine(None),
-        tuned=lambda: engine(project.root / run.path / WEIGHTS_FOLDER),
+        base=lambda: _engine(project, None),
+        tuned=lambda: _engine(project, run),
         folder=folder,
         base_file=base_scores_file(project, records.filter(pl.col("split") == "test")),
+        probes=_probes(project),
+        base_probes_file=_base_probes_file(project),
         n_latencies=project.config.evaluate.latency_samples,
         progress=project.progress.advance,
     )
+
+
+def score_validation(project: Project, dataset: DatasetVersion, run: Run | None) -> SplitScores:
+    """Let a run, or the base model where it is None, answer the validation split; what was answered before is read again.
+
+    Candidates are chosen by this, so that the test split stays unseen.
+    """
+    from tunesmith.evaluate.predict_split import SplitScores, score_split
+
+    records = read(project, dataset).filter(pl.col("split") == "validation")
+    file = project.root / run.path / "validation.parquet" if run else base_scores_file(project, records)
+    if not file.exists():
+        what = f"{run.id if run else 'base model'}, validation"
+        engine = _engine(project, run)
+        score_split(engine, records, project.config.task.names, lambda done, total: project.progress.advance(done, total, what)).save(file)
+    return SplitScores.load(file)
+
+
+def read_probes(project: Project, run: Run | None) -> ProbeScores:
+    """Let a run, or the base model where it is None, read the probes of forgetting; what was read before is loaded."""
+    from tunesmith.evaluate.forgetting import ProbeScores, score_probes
+
+    file = project.root / run.path / "probes.json" if run else _base_probes_file(project)
+    probes = _probes(project)
+    if not file.exists() and probes:
+        score_probes(_engine(project, run), probes).save(file)
+    return ProbeScores.load(file)
+
+
+def _engine(project: Project, run: Run | None) -> Engine:
+    from tunesmith.models.engine import Engine
+    from tunesmith.models.weights import WEIGHTS_FOLDER
+
+    weights = project.root / run.path / WEIGHTS_FOLDER if run else None
+    return Engine(project.base.path, project.prompt, project.answering(weights), weights=weights, batch_size=project.config.evaluate.batch_size)
+
+
+def _probes(project: Project) -> Probes | None:
+    from tunesmith.evaluate.forgetting import load_probes
+
+    section = project.config.evaluate
+    return load_probes(project.root / section.general_text if section.general_text else None) if section.forgetting else None
+
+
+def _base_probes_file(project: Project) -> Path:
+    """Name what the base model said about the probes by what it depends on."""
+    probes, section = _probes(project), project.answering(None)
+    read = [probes.texts, probes.questions] if probes else []
+    key = content_id("prb", project.base.sha256, section.dtype, section.forward, read, STEP_VERSION)
+    return project.state / "scores" / f"{key}.json"
 
 
 def base_scores_file(project: Project, test: pl.DataFrame) -> Path:
@@ -135,7 +184,7 @@ class Calibration:
 def calibrate(project: Project, evaluation: Evaluation) -> Calibration:
     """Fit the calibrator on the calibration split, choose it there, and write the report that shows it on test."""
     folder = project.root / evaluation.path
-    goals = project.config.evaluate.goals.model_dump(mode="json", exclude_none=True)
+    goals = project.config.evaluate.model_dump(mode="json", include={"goals", "max_forgetting"}, exclude_none=True)
     settings = content_id("cal", project.config.calibrate.model_dump(mode="json"), goals, STEP_VERSION)
     file = folder / "calibrator.json"
     if file.exists() and (saved := json.loads(file.read_text(encoding="utf-8")))["settings"] == settings and (folder / "report.html").exists():
@@ -191,6 +240,7 @@ def _report(project: Project, run: Run, dataset: DatasetVersion, evaluation: Eva
         "labels": list(names),
         **compare({"base": softmax(base.logits), "classical": softmax(classical.logits), "tuned": after}, y, names, latencies=latencies, **common),
         **calibration_effect(before, after, y, method=calibrator.to_dict()["method"], table=table, **common),
+        **_forgotten(project, folder, section),
         "mistakes": worst_mistakes(list(tuned.ids), test["text"].to_list(), y, after, names),
         "data": {"rows": dataset.rows, "dropped": dataset.dropped},
         "training": {
@@ -221,6 +271,17 @@ def _report(project: Project, run: Run, dataset: DatasetVersion, evaluation: Eva
         },
         "reproduce": "tunesmith run",
     }
+
+
+def _forgotten(project: Project, folder: Path, section: EvaluateSection) -> dict[str, Any]:
+    from tunesmith.evaluate.forgetting import ProbeScores, forgetting
+    from tunesmith.evaluate.score_models import PROBES_FILE
+
+    if not section.forgetting:
+        return {}
+    before, after = ProbeScores.load(_base_probes_file(project)), ProbeScores.load(folder / PROBES_FILE)
+    found = forgetting(before, after, level=section.confidence_level, n_samples=section.bootstrap_samples, seed=section.seed)
+    return {"forgetting": found | {"budget": section.max_forgetting}}
 
 
 def _beside(measured: float, predicted: Any) -> dict[str, float]:

@@ -29,15 +29,17 @@ def register(project: Project, run: Run, evaluation: Evaluation, calibration: Ca
         The model version, and the gate's verdict; a refused model version stays registered without the alias.
 
     Raises:
-        RefusedError: another run of the same dataset version is better on validation.
+        RefusedError: another run of the same dataset version is better on validation, or the run forgot more than its budget.
     """
     with needs_extra("train"):
         from tunesmith.evaluate.metrics import is_correct
         from tunesmith.evaluate.predict_split import SplitScores
-        from tunesmith.registry.gates import judge, refuse_unless_best
+        from tunesmith.registry.gates import judge, refuse_over_budget, refuse_unless_best
     calibration = calibration or calibrate(project, evaluation)
     with project.step("register") as done:
         refuse_unless_best(run.id, _validation_accuracy(project, run))
+        if "forgetting" in calibration.report:
+            refuse_over_budget(calibration.report["forgetting"], project.config.evaluate.max_forgetting)
         name = project.config.model_name
         version = _model_version(project, run, evaluation, calibration)
         dataset = dataset_of(project, run)

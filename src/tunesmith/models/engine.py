@@ -25,6 +25,7 @@ from transformers import AutoConfig, AutoTokenizer
 from tunesmith.errors import ConfigError
 from tunesmith.models import fast_llama
 from tunesmith.models.batch import Batch, scoring_batch
+from tunesmith.models.likelihood import log_probabilities
 from tunesmith.models.processor import multiplies_bfloat16, n_workers
 from tunesmith.models.settings import ModelSection
 from tunesmith.models.tokens import Prompt
@@ -164,6 +165,10 @@ class Engine:
             if progress:
                 progress(done, len(rows))
         return scores
+
+    def log_probabilities(self, contexts: Sequence[str], continuations: Sequence[str]) -> NDArray[np.float64]:
+        """Return log probability in nats and tokens of each continuation after its context, shape (n, 2), apart from the task's prompts."""
+        return log_probabilities(self._forward, self.prompt.tokenizer, contexts, continuations)
 
     @torch.no_grad()
     def _score(self, rows: Sequence[list[int]]) -> NDArray[np.float32]:

@@ -9,8 +9,8 @@ A look that was taken before (same challenger, opponent and rows) is remembered,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tunesmith.entities import content_id
 from tunesmith.errors import RefusedError
+from tunesmith.evaluate.forgetting import within_budget
 from tunesmith.evaluate.intervals import Bootstrap
 from tunesmith.evaluate.metrics import counted, mean_of_sums
 from tunesmith.registry.settings import RegistrySection
@@ -138,6 +139,25 @@ def judge(
         verdict=verdict.model_dump(),
     )
     return verdict
+
+
+def refuse_over_budget(forgetting: Mapping[str, Any], budget: float | None) -> None:
+    """Refuse a run that forgot more than its budget, before the test split is looked at.
+
+    Args:
+        forgetting: What `evaluate.forgetting` found.
+        budget: Most nats a token by which the cross-entropy of general text may rise; None allows any.
+
+    Raises:
+        RefusedError: says what was forgotten, and what helps.
+    """
+    rise = forgetting["cross_entropy"]["difference"]
+    if not within_budget(forgetting, budget):
+        raise RefusedError(
+            f"The cross-entropy of general text may rise by at most evaluate.max_forgetting = {budget:g} nats a token. "
+            f"Measured: {rise['difference']:+.3f} [{rise['low']:+.3f}, {rise['high']:+.3f}]. The test split was not looked at.",
+            hint="tunesmith run --set train.learning_rate=... with a lower rate, fewer epochs or a smaller train.lora_r; or raise evaluate.max_forgetting.",
+        )
 
 
 def refuse_unless_best(candidate: str, validation_accuracy: dict[str, float]) -> None:

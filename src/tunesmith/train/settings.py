@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -99,3 +99,34 @@ class TrainSection(Section):
         if isinstance(values, dict) and values.get("learning_rate") is None and values.get("strategy") in _LEARNING_RATE:
             return {**values, "learning_rate": _LEARNING_RATE[values["strategy"]]}
         return values
+
+    def as_candidate(self, train: TrainSection, seed: int) -> TrainSection:
+        """Return the section `train` with what this candidate sets, and a seed.
+
+        A candidate of another strategy that sets no learning rate takes the usual one of its strategy.
+        """
+        own = {name: getattr(self, name) for name in self.model_fields_set}
+        if self.strategy != train.strategy:
+            own["learning_rate"] = self.learning_rate
+        return TrainSection.model_validate(train.model_dump() | own | {"seed": seed})
+
+
+class CompareSection(Section):
+    """Candidates that `tunesmith compare` trains on the same dataset version, with the same seeds, and measures."""
+
+    candidates: dict[str, TrainSection] = Field(default={name: TrainSection(strategy=name) for name in ("full", "lora", "qlora", "prefix")}, min_length=1)
+    """Name -> keys of the section `train` that this candidate sets; the others are as in `train`. The four strategies when empty."""
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    """Seeds that each candidate is trained with. Three or more, or the interval says nothing of their chance."""
+    objective: Literal["accuracy", "macro_f1", "log_loss"] = "macro_f1"
+    """What the best candidate is best at, on the validation split."""
+    memory_limit_gb: float | None = Field(default=None, gt=0)
+    """A candidate whose training took more memory, in GB (10^9 bytes), is not chosen."""
+    hourly_cost: float = Field(default=0.0, ge=0)
+    """What an hour of this machine costs, in any currency; 0 shows no cost."""
+
+    @model_validator(mode="after")
+    def _each_seed_once(self) -> Self:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"each seed may stand once; received {list(self.seeds)}")
+        return self

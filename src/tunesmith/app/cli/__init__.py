@@ -10,12 +10,12 @@ import errno
 import json
 import sys
 import traceback
-import warnings
 
 import typer
 
-from tunesmith.app.cli import config, data, lineage, loop, review, serve
+from tunesmith.app.cli import compare, config, data, lineage, loop, review, serve
 from tunesmith.errors import BUG_EXIT_CODE, BackendError, TunesmithError
+from tunesmith.libraries import quiet_libraries
 
 _INTERRUPTED = 130
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -31,6 +31,7 @@ app = typer.Typer(
 )
 config.add_to(app)
 loop.add_to(app)
+compare.add_to(app)
 serve.add_to(app)
 review.add_to(app)
 data.add_to(app)
@@ -39,8 +40,7 @@ lineage.add_to(app)
 
 def main() -> None:
     """Run the command line and turn every outcome into an exit code."""
-    # What libraries below us will change one day is no news for the people who call this.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="(accelerate|peft|torch|transformers)")
+    quiet_libraries()
     try:
         code = app(prog_name="tunesmith", standalone_mode=False)  # of a typer.Exit, or None
         if code == _INTERRUPTED:  # what Typer makes of Ctrl-C

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -221,8 +221,18 @@ def report_in_words(report: dict[str, object]) -> str:
     models = ("base", "classical", "tuned")
     header = f"  {'':<28}" + "".join(f"{model:>22}" for model in models)
     rows = [f"  {METRIC_NAMES[name]:<28}" + "".join(f"{_figure(figures[model]):>22}" for model in models) for name, figures in metrics.items()]
+    if "forgetting" in report:
+        rows.append(_forgetting_in_words(report["forgetting"]))  # type: ignore[arg-type]
     goals = [f"  {line}" for line in goals_in_words(report.get("goals", []))]  # type: ignore[arg-type]
     return "\n".join((header, *rows, "", verdict(report), *(("", "Goals", *goals) if goals else ())))
+
+
+def _forgetting_in_words(forgetting: dict[str, Any]) -> str:
+    rise, right = (forgetting[name]["difference"] for name in ("cross_entropy", "questions"))
+    return (
+        f"  Forgetting: general text {rise['difference']:+.3f} nats a token [{rise['low']:+.3f}, {rise['high']:+.3f}], "
+        f"general knowledge {100 * right['difference']:+.1f} points [{100 * right['low']:+.1f}, {100 * right['high']:+.1f}]"
+    )
 
 
 def _figure(interval: dict[str, float]) -> str:
