@@ -56,7 +56,12 @@ def _errors() -> list[str]:
     kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.TunesmithError) and kind is not errors.TunesmithError]
     for kind in sorted(kinds, key=lambda kind: (kind.exit_code, kind.__name__)):
         lines.append(f"| {kind.exit_code} | {kind.__name__} | {_cell(inspect.cleandoc(kind.__doc__ or ''))} |")
-    return [*lines, f"| {errors.BUG_EXIT_CODE} | | a bug in Tunesmith: the traceback is shown |", "| 130 | | stopped by Ctrl-C; the same command continues |"]
+    return [
+        *lines,
+        f"| {errors.BUG_EXIT_CODE} | | a bug in Tunesmith: the traceback is shown |",
+        "| 130 | | stopped by Ctrl-C; the same command continues |",
+        f"| {errors.Terminated.exit_code} | | stopped by SIGTERM; the same command continues |",
+    ]
 
 
 def _plugins() -> list[str]:

@@ -9,6 +9,8 @@
     │   └── MissingExtraError
     └── BusyError        7   another command holds the project
 
+    Terminated         143   SIGTERM came; what was done is saved
+
 A message says the rule and what was received; the hint is the next command to type. Anything else that escapes is a bug:
 it keeps its traceback and the process exits with 70.
 """
@@ -93,3 +95,9 @@ class BusyError(TunesmithError):
     """Another command is working on the same project."""
 
     exit_code = 7
+
+
+class Terminated(BaseException):
+    """SIGTERM came, what was done is saved, and the same command continues. Like Ctrl-C no error, so that no handler of errors takes it."""
+
+    exit_code: ClassVar[int] = 143

@@ -16,7 +16,7 @@ MOMENTS = (
     "before 3 tunesmith.project:Progress.advance",  # prepare, between its steps
     "after 1 tunesmith.data.freeze:_write",  # prepare: the folder is there, its row is not
     "before 1 tunesmith.data.freeze:version_with_dvc",  # prepare: the row is there, DVC knows nothing
-    "before 2 tunesmith.train.checkpoint:MarkComplete.on_save",  # train: a checkpoint that is not complete
+    "after 2 tunesmith.train.checkpoint:save_file",  # train: a checkpoint that has no name yet
     "after 12 tunesmith.project:Progress.advance",  # train, between checkpoints
     "after 1 tunesmith.tracking:Tracker.finish",  # train: MLflow says finished, the store does not
     "after 2 tunesmith.evaluate.predict_split:SplitScores.save",  # evaluate: some scores are there
@@ -54,4 +54,4 @@ def test_a_run_that_is_killed_in_every_stage_ends_where_its_twin_does(fresh, fin
     log = subprocess.run(["git", "log", "--format=%s"], cwd=fresh, capture_output=True, text=True, check=True).stdout.splitlines()
     assert log == [f"tunesmith: dataset version {ours.dataset.id}"]
     assert len(read_records(fresh, ours.dataset)) == sum(ours.dataset.rows.values())
-    assert list(fresh.glob(".tunesmith/runs/*/checkpoint-*")) == []
+    assert list(fresh.glob(".tunesmith/runs/*/*checkpoint-*")) == []

@@ -1,17 +1,23 @@
 import json
+import math
 
 import polars as pl
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
+from transformers import get_scheduler
 
 from tunesmith.errors import BackendError, ConfigError
 from tunesmith.files import file_sha256
 from tunesmith.models.engine import Engine
 from tunesmith.models.weights import load_model
+from tunesmith.train.alarms import Alarms
 from tunesmith.train.batches import encode_rows
-from tunesmith.train.checkpoint import newest_complete
+from tunesmith.train.checkpoint import newest_checkpoint
 from tunesmith.train.fit import fit
+from tunesmith.train.optimizer import rate_factor
 from tunesmith.train.settings import TrainSection
 from tunesmith.train.strategies import load_strategy
 
@@ -87,12 +93,12 @@ def test_fast_and_plain_learn_the_same(tmp_path, run, model):
 
 def test_max_steps_ends_the_run_and_the_last_step_is_saved(tmp_path, run):
     assert run("a", max_steps=3, save_steps=50).steps == 3
-    assert newest_complete(tmp_path / "a").name == "checkpoint-3"
+    assert newest_checkpoint(tmp_path / "a").name == "checkpoint-3.safetensors"
 
 
 def test_old_checkpoints_go(tmp_path, run):
     run("a", save_steps=2, save_total_limit=2)
-    assert sorted(path.name for path in (tmp_path / "a").glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12"]
+    assert sorted(path.name for path in (tmp_path / "a").glob("checkpoint-*")) == ["checkpoint-10.safetensors", "checkpoint-12.safetensors"]
 
 
 def test_the_adapter_folder_holds_safetensors_and_text(tmp_path, run):
@@ -131,7 +137,7 @@ def test_never_resume_starts_again(tmp_path, run):
     run("a", max_steps=6, resume_from_checkpoint="never", seed=5)
     run("b", max_steps=6, seed=5)
     assert [line["step"] for line in losses(tmp_path / "a")] == [1, 2, 3, 4, 5, 6]
-    assert sorted(path.name for path in (tmp_path / "a").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+    assert sorted(path.name for path in (tmp_path / "a").glob("checkpoint-*")) == ["checkpoint-4.safetensors", "checkpoint-6.safetensors"]
     a, b = (file_sha256(tmp_path / name / "weights" / "adapter_model.safetensors") for name in "ab")
     assert a == b
 
@@ -176,3 +182,54 @@ def test_adapters_in_the_last_layers_only(base, model):
     trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     assert {name.split(".layers.")[1].split(".")[0] for name in trained} == {"1"}
     assert len(trained) == 2 * 7, "A and B of every linear module of one layer"
+
+
+def test_a_loss_that_explodes_names_step_and_rows(run, model):
+    """Finite, but worse than a uniform guess: a rate of 1 on all weights leaves nothing of what they were."""
+    plain = model.model_copy(update={"forward": "plain"})
+    with pytest.raises(BackendError, match=r"mean loss of 8 steps must stay below that of a uniform guess.* at step \d+, in the batch of rec_\d+") as error:
+        run("a", model=plain, strategy="full", learning_rate=1.0, max_grad_norm=1e9, warmup_ratio=0, num_train_epochs=20)
+    assert error.value.hint == "tunesmith train --set train.learning_rate=3.3e-01"
+
+
+@settings(max_examples=300)
+@given(st.lists(st.floats(0, 6.2), min_size=1, max_size=60))
+def test_no_run_below_a_uniform_guess_is_alarmed(losses):
+    alarms = Alarms(600, 1e-3)
+    for step, loss in enumerate(losses, 1):
+        alarms.check_loss(loss, step, ["rec_1"])
+
+
+@settings(max_examples=300)
+@given(st.lists(st.floats(0, 6.2), min_size=24, max_size=60), st.integers(0, 59), st.floats(6.2, 25))
+def test_one_hard_batch_is_no_explosion(losses, at, hard):
+    alarms = Alarms(600, 1e-3)
+    for step, loss in enumerate([*losses[:at], hard, *losses[at:]], 1):
+        alarms.check_loss(min(loss, 3.5) if loss != hard else loss, step, ["rec_1"])
+
+
+def test_the_alarm_is_the_same_after_a_kill():
+    def alarmed(kill_after):
+        alarms = Alarms(600, 1e-3)
+        for step, loss in enumerate([2.0] * 20 + [30.0] * 20, 1):
+            try:
+                alarms.check_loss(loss, step, ["rec_1"])
+            except BackendError:
+                return step
+            if step == kill_after:
+                alarms = Alarms(600, 1e-3, json.loads(json.dumps(alarms.losses)))
+        return None
+
+    assert {alarmed(at) for at in (None, 3, 12, 22)} == {22}
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("warmup_ratio", [0, 0.25, 0.3])
+def test_learning_rates_are_those_of_transformers(kind, warmup_ratio):
+    section = TrainSection(lr_scheduler_type=kind, warmup_ratio=warmup_ratio)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = get_scheduler(kind if kind != "constant" else "constant_with_warmup", optimizer, math.ceil(warmup_ratio * 17), 17)
+    for number in range(17):
+        assert rate_factor(number, 17, section) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        scheduler.step()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -17,10 +16,12 @@ if TYPE_CHECKING:
     from tunesmith.train.plan import Plan
 
 # Bump when the same inputs would learn something else, or write it elsewhere.
-STEP_VERSION = 2
+STEP_VERSION = 3
 
 # Settings of `train` that change where and when, not what is learnt.
 _NOT_LEARNT = {"save_steps", "save_total_limit", "logging_steps", "resume_from_checkpoint", "report_to", "max_memory_gb", "max_hours", "max_disk_gb"}
+
+_OF_EVALUATIONS = {"eval_steps", "max_eval_samples", "metric_for_best_model", "load_best_model_at_end", "early_stopping_patience"}
 
 
 def plan(project: Project, dataset: DatasetVersion) -> Plan:
@@ -61,7 +62,8 @@ def _machine(project: Project) -> str:
 
 def run_id(project: Project, dataset: DatasetVersion) -> str:
     """Return the id that a run of these settings on a dataset version has."""
-    learnt = project.config.train.model_dump(mode="json", exclude=_NOT_LEARNT)
+    train = project.config.train
+    learnt = train.model_dump(mode="json", exclude=_NOT_LEARNT if train.eval_steps else _NOT_LEARNT | _OF_EVALUATIONS)
     model = project.model_section.model_dump(mode="json", include={"forward", "dtype", "load_in_4bit"})
     return content_id("run", dataset.id, project.base.sha256, project.config.task.model_dump(mode="json"), model, learnt, STEP_VERSION)
 
@@ -87,7 +89,9 @@ def train(project: Project, dataset: DatasetVersion, made: Plan | None = None) -
     with needs_extra("train"):
         from tunesmith.models.weights import WEIGHTS_FOLDER, weights_file
         from tunesmith.train.batches import encode_rows
+        from tunesmith.train.checkpoint import remove_checkpoints
         from tunesmith.train.fit import fit
+        from tunesmith.train.validation import Validation
     made = made or plan(project, dataset)
     with project.step("train") as done:
         identity = run_id(project, dataset)
@@ -100,11 +104,16 @@ def train(project: Project, dataset: DatasetVersion, made: Plan | None = None) -
         tracked = _track_run(project, identity, dataset)
 
         def report(step: int, steps: int, figures: dict[str, float]) -> None:
-            project.progress.advance(step, steps, f"loss {figures['loss']:.3f}")
+            told.update({name: value for name, value in figures.items() if name in ("loss", "eval_loss", "eval_accuracy")})
+            project.progress.advance(step, steps, ", ".join(f"{name} {value:.3f}" for name, value in told.items()))
             if tracked:
-                tracked({f"train/{name}": value for name, value in figures.items()}, step)
+                tracked({name.replace("eval_", "eval/") if name.startswith("eval_") else f"train/{name}": value for name, value in figures.items()}, step)
 
-        fitted = fit(rows, project.prompt.prefix, project.base.path, project.model_section, settings, folder, report)
+        told: dict[str, float] = {}
+        validation = None
+        if settings.eval_steps:
+            validation = Validation.of(read(project, dataset).filter(pl.col("split") == "validation"), project.prompt, settings)
+        fitted = fit(rows, project.prompt.prefix, project.base.path, project.model_section, settings, folder, report, validation=validation)
         run = Run(
             id=identity,
             dataset_version_id=dataset.id,
@@ -127,8 +136,7 @@ def train(project: Project, dataset: DatasetVersion, made: Plan | None = None) -
         if project.tracker:
             project.tracker.finish(run.id)
         project.store.put(run)
-        for checkpoint in folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
+        remove_checkpoints(folder)
         done(f"{run.id}: {run.steps:,} steps, loss {run.train_loss:.3f}, {run.tokens / run.seconds:,.0f} tokens a second")
         return run
 

@@ -134,11 +134,14 @@ class Engine:
         section: Precision and forward pass, resolved.
         weights: Folder of what a run learnt, or None for the base model as it is.
         batch_size: Texts a forward pass.
+        forward: The forward pass of a model in memory, to be asked instead of loading one.
     """
 
-    def __init__(self, base: Path, prompt: Prompt, section: ModelSection, *, weights: Path | None = None, batch_size: int = 32) -> None:
+    def __init__(
+        self, base: Path, prompt: Prompt, section: ModelSection, *, weights: Path | None = None, batch_size: int = 32, forward: Forward | None = None
+    ) -> None:
         self.prompt, self._batch_size = prompt, batch_size
-        self._forward = forward_pass(load_tuned(base, section, weights).eval(), section)
+        self._forward = forward or forward_pass(load_tuned(base, section, weights).eval(), section)
         self._workers = Workers(self._forward)
         self._tree = AnswerTree(prompt.answers)
 
@@ -154,7 +157,10 @@ class Engine:
             texts: Any texts; the ones that do not fit are cut as in training.
             progress: Called with texts done and texts in all.
         """
-        rows = self.prompt.rows(texts)
+        return self.score_rows(self.prompt.rows(texts), progress)
+
+    def score_rows(self, rows: Sequence[list[int]], progress: Progress | None = None) -> NDArray[np.float32]:
+        """Do the same for texts that are tokenised: per text, the token ids after the prefix."""
         order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
         batches = [order[at : at + self._batch_size] for at in range(0, len(order), self._batch_size)]
         scores = np.zeros((len(rows), len(self.labels)), dtype=np.float32)

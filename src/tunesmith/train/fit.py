@@ -1,9 +1,8 @@
-"""Fits a strategy on rows: transformers.Trainer with our batches, our loss and our forward pass.
+"""Fits a strategy on rows: the steps of a run, what is logged, checked, evaluated and kept on the way.
 
-The loss is the cross-entropy of the answer's tokens, stop token included, times their record's weight, summed and divided by
-the weights in the whole step, so that accumulation changes nothing. Language-model logits are computed at those positions only. A killed run
-continues from its newest complete checkpoint to the same losses, bit for bit on the CPU: batches are fixed in advance and
-gradients of side-by-side passes are added in a fixed order.
+A killed run continues from its newest checkpoint to the same losses, bit for bit on the CPU: batches are fixed in advance, what is
+drawn at random in a pass is drawn from the seed and the number of the pass, and a checkpoint holds all the rest. After a step
+comes the checkpoint, and only then what else may fail: evaluation, the best weights, the end of the run.
 """
 
 from __future__ import annotations
@@ -12,36 +11,37 @@ import json
 import math
 import os
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from tunesmith.errors import BackendError
+from tunesmith.errors import Terminated
 from tunesmith.files import write_text
-from tunesmith.models.batch import Batch, training_batch
-from tunesmith.models.engine import Forward, Workers, forward_pass
 from tunesmith.models.memory import PeakMemory, trim_heap
 from tunesmith.models.settings import ModelSection
 from tunesmith.models.weights import WEIGHTS_FOLDER, load_model
+from tunesmith.train.alarms import Alarms
 from tunesmith.train.batches import Rows, Step, schedule
-from tunesmith.train.checkpoint import MarkComplete, newest_complete, remove_checkpoints, step_of, writing
+from tunesmith.train.checkpoint import newest_checkpoint, read_best, read_tensors, remove_checkpoints, write_best, write_checkpoint, writing
+from tunesmith.train.learner import Learner
+from tunesmith.train.optimizer import Optimizer
 from tunesmith.train.settings import TrainSection
 from tunesmith.train.strategies import Strategy, load_strategy
+from tunesmith.train.validation import Validation
 
 LOSSES_FILE = "losses.jsonl"
 
 _TRIM_STEPS = 32
 
 Report = Callable[[int, int, dict[str, float]], None]
-"""Called after each logged step with the step, the steps in all, and the figures: loss, learning_rate, grad_norm."""
+"""Called with the step, the steps in all, and figures: of a logged step loss, learning_rate and grad_norm; of an evaluation those of `Validation`."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,12 @@ class Fitted:
     """What a finished fit leaves.
 
     Attributes:
-        steps: Optimizer steps.
+        steps: Optimizer steps that were done; fewer than planned after an early stop.
         train_loss: Mean loss over the last tenth of the logged steps, nats a supervised token.
-        seconds: Wall time of the steps, over all starts of the run.
+        seconds: Wall time of steps and evaluations, over all starts of the run.
         peak_memory_bytes: Largest resident set size seen.
         tokens: Tokens of all rows read, without padding and with the shared prefix once a row.
+        best_step: The step whose weights are the result, where an evaluation chose it; otherwise the last one.
     """
 
     steps: int
@@ -61,16 +62,42 @@ class Fitted:
     seconds: float
     peak_memory_bytes: int
     tokens: int
+    best_step: int
 
 
-def answer_loss(forward: Forward, batch: Batch) -> Tensor:
-    """Return the weighted sum of the cross-entropy at a batch's supervised positions, in nats."""
-    logits = forward.logits(batch)
-    losses = torch.nn.functional.cross_entropy(logits, batch.targets.to(logits.device), reduction="none")
-    return losses @ batch.weights.to(logits.device)
+@dataclass
+class _State:
+    """Where a run stands: with the tensors, all that a checkpoint holds.
+
+    Attributes:
+        step: Steps done.
+        seconds: Wall time that they took.
+        unlogged: Losses since the last logged step.
+        seen: The losses that `Alarms` compares with.
+        best: The best value of the chosen metric, None before the first evaluation. best_step: when.
+        waited: Evaluations since then.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    unlogged: list[float] = field(default_factory=list)
+    seen: list[float] = field(default_factory=list)
+    best: float | None = None
+    best_step: int = 0
+    waited: int = 0
 
 
-def fit(rows: Rows, prefix: Sequence[int], base: Path, model: ModelSection, section: TrainSection, folder: Path, report: Report) -> Fitted:
+def fit(
+    rows: Rows,
+    prefix: Sequence[int],
+    base: Path,
+    model: ModelSection,
+    section: TrainSection,
+    folder: Path,
+    report: Report,
+    *,
+    validation: Validation | None = None,
+) -> Fitted:
     """Train and write what was learnt to `folder/weights`.
 
     Args:
@@ -80,64 +107,27 @@ def fit(rows: Rows, prefix: Sequence[int], base: Path, model: ModelSection, sect
         model: The section `model`, resolved.
         section: The section `train`.
         folder: The run's folder: checkpoints, losses and in the end the weights.
-        report: Receives the figures of logged steps.
+        report: Receives the figures of logged steps and of evaluations.
+        validation: What `train.eval_steps` evaluates on; nothing is evaluated without.
 
     Raises:
-        BackendError: the loss is not finite, or a checkpoint cannot be written.
+        BackendError: the loss is not finite or explodes, or a checkpoint cannot be written.
+        Terminated: SIGTERM came; a checkpoint of the last whole step was written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if section.resume_from_checkpoint == "never":
         remove_checkpoints(folder)
-    checkpoint = newest_complete(folder)
-    steps = schedule(rows, section)
-    log = _LossLog(folder / LOSSES_FILE, report, from_step=step_of(checkpoint) if checkpoint else 0)
     strategy = load_strategy(section)
-    learner = strategy.prepare(load_model(base, model.model_copy(update={"dtype": "float32"}) if strategy.in_float32 else model), prefix)
-    trainer = _AnswerTrainer(
-        model=learner,
-        args=_arguments(section, folder, len(steps) // section.gradient_accumulation_steps),
-        callbacks=[log, MarkComplete(folder, section.save_total_limit)],
-        rows=rows,
-        prefix=prefix,
-        steps=steps,
-        model_section=model,
-        lr_ratio=section.loraplus_lr_ratio,
-    )
-    for callback in ("PrinterCallback", "ProgressCallback"):
-        trainer.callback_handler.callbacks = [found for found in trainer.callback_handler.callbacks if type(found).__name__ != callback]
+    prepared = strategy.prepare(load_model(base, model.model_copy(update={"dtype": "float32"}) if strategy.in_float32 else model), prefix)
     with PeakMemory() as memory:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        run = _Run(Learner(prepared, model, rows, prefix), rows, base, model, section, folder, report, validation)
+        run.to_the_end()
         with writing(folder):
-            _save(strategy, learner, folder, getattr(torch, model.dtype))
-    passes = sum(len(rows.prompts[row]) + len(rows.answers[row]) + len(prefix) for step in steps for row in step.rows)
-    return Fitted(trainer.state.global_step, log.last_mean(), log.seconds, memory.bytes, passes)
-
-
-def _arguments(section: TrainSection, folder: Path, n_steps: int) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=n_steps,
-        per_device_train_batch_size=section.per_device_train_batch_size,
-        gradient_accumulation_steps=section.gradient_accumulation_steps,
-        learning_rate=section.learning_rate,
-        lr_scheduler_type=section.lr_scheduler_type if section.lr_scheduler_type != "constant" else "constant_with_warmup",
-        warmup_steps=math.ceil(section.warmup_ratio * n_steps),
-        weight_decay=section.weight_decay,
-        max_grad_norm=section.max_grad_norm,
-        optim="adamw_torch_fused",
-        seed=section.seed,
-        logging_steps=section.logging_steps,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=section.save_steps,
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=False,
-        use_cpu=not torch.cuda.is_available(),
-    )
+            _save(strategy, prepared, folder, getattr(torch, model.dtype))
+    state = run.state
+    tokens = sum(len(rows.prompts[row]) + len(rows.answers[row]) + len(prefix) for step in run.passes(0, state.step) for row in step.rows)
+    is_best = section.load_best_model_at_end and state.best is not None
+    return Fitted(state.step, run.log.last_mean(), state.seconds, memory.bytes, tokens, state.best_step if is_best else state.step)
 
 
 def _save(strategy: Strategy, learner: Any, folder: Path, dtype: torch.dtype) -> None:
@@ -149,113 +139,148 @@ def _save(strategy: Strategy, learner: Any, folder: Path, dtype: torch.dtype) ->
     os.replace(partial, final)
 
 
-class _AnswerTrainer(Trainer):  # type: ignore[misc]
-    """Feeds our schedule and computes the gradients of one pass in parts, side by side."""
+class _Run:
+    """The steps of one run, from its newest checkpoint to its end."""
 
-    def __init__(self, *, rows: Rows, prefix: Sequence[int], steps: Sequence[Step], model_section: ModelSection, lr_ratio: float, **kwargs: Any) -> None:
-        super().__init__(train_dataset=range(len(steps)), **kwargs)
-        self._rows, self._prefix, self._steps, self._section, self._lr_ratio = rows, prefix, steps, model_section, lr_ratio
+    def __init__(
+        self,
+        learner: Learner,
+        rows: Rows,
+        base: Path,
+        model: ModelSection,
+        section: TrainSection,
+        folder: Path,
+        report: Report,
+        validation: Validation | None,
+    ) -> None:
+        self._learner, self._rows, self._base, self._model, self._section, self._folder = learner, rows, base, model, section, folder
+        self._validation = validation if section.eval_steps else None
+        self._steps = schedule(rows, section)
+        self.n_steps = len(self._steps) // section.gradient_accumulation_steps
+        self._optimizer = Optimizer(learner.parameters, section, self.n_steps)
+        self.state = _State()
+        checkpoint = newest_checkpoint(folder)
+        if checkpoint:
+            tensors, state = read_tensors(checkpoint)
+            learner.load(tensors)
+            self._optimizer.load(tensors)
+            self.state = _State(**state)
+        self._alarms = Alarms(learner.model.config.vocab_size, section.learning_rate, self.state.seen)
+        self.log = _LossLog(folder / LOSSES_FILE, report, self.n_steps, from_step=self.state.step)
+        self._saved_step = self.state.step
+        self._before, self._started = self.state.seconds, time.monotonic()
 
-    # Made by the first step: only then are a checkpoint's weights in place.
+    def to_the_end(self) -> None:
+        """Do what is left, and leave the learner with the weights that are the result."""
+        state, section = self.state, self._section
+        with _termination() as terminated:
+            while True:
+                if self._validation and self._is_evaluated():
+                    self._evaluate(self._validation)
+                if state.step == self.n_steps or self._has_enough():
+                    break
+                self._step()
+                if state.step % section.save_steps == 0 or state.step == self.n_steps or terminated.is_set():
+                    self._checkpoint()
+                if terminated.is_set():
+                    raise Terminated(f"SIGTERM came: step {state.step} of {self.n_steps} was finished and saved.")
+        if self._validation and section.load_best_model_at_end and state.best_step != state.step:
+            self._learner.load(read_best(self._folder, state.best_step))
 
-    @cached_property
-    def _forward(self) -> Forward:
-        return forward_pass(self.model.train(), self._section)
+    def passes(self, first: int, after: int) -> list[Step]:
+        """Return the passes of steps `first` to `after`, which is not among them."""
+        n = self._section.gradient_accumulation_steps
+        return self._steps[first * n : after * n]
 
-    @cached_property
-    def _workers(self) -> Workers:
-        return Workers(self._forward)
-
-    @cached_property
-    def _parameters(self) -> list[Tensor]:
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Give LoRA's B its own learning rate where it is another one (LoRA+, Hayou et al. 2024)."""
-        if self._lr_ratio == 1:
-            return super().create_optimizer(*args, **kwargs)
-        named = [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [each for name, each in named if ("lora_B" in name) == is_b], "lr": self.args.learning_rate * (self._lr_ratio if is_b else 1)}
-            for is_b in (False, True)
-        ]
-        optimizer = torch.optim.AdamW(groups, weight_decay=self.args.weight_decay, fused=True)
-        self.optimizer = optimizer
-        return optimizer
-
-    def get_train_dataloader(self) -> DataLoader[dict[str, Step]]:
-        """Yield the schedule in its order, one pass at a time."""
-        return DataLoader(self._steps, batch_size=1, shuffle=False, collate_fn=lambda steps: {"step": steps[0]})  # type: ignore[arg-type]
-
-    def floating_point_ops(self, inputs: Any) -> int:
-        """Not counted."""
-        return 0
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        with writing(Path(self.args.output_dir)):
-            super()._save_checkpoint(model, trial)
-
-    def training_step(self, model: Any, inputs: dict[str, Step], num_items_in_batch: Any = None) -> Tensor:
-        """Add the gradients of one pass; return its share of the step's mean loss."""
-        step = inputs["step"]
-        # Rows are sorted by length: dealing them out in turn gives every worker the same amount of work.
-        parts = [step.rows[worker :: self._workers.n] for worker in range(self._workers.n)]
-        results = list(self._workers.map(lambda part: self._part(part, step.supervised_weight), [part for part in parts if part]))
-        loss = torch.stack([part_loss for part_loss, _ in results]).sum() if results else torch.zeros(())
-        if not torch.isfinite(loss):
-            rows = ", ".join(sorted({self._rows.record_ids[row] for row in step.rows})[:5])
-            raise BackendError(
-                f"The loss must stay finite. Received {loss.item()} at step {self.state.global_step + 1}, in the batch of {rows}, ...",
-                hint=f"tunesmith train --set train.learning_rate={self.args.learning_rate / 3:.1e}",
-            )
-        for _, gradients in results:
-            for parameter, gradient in zip(self._parameters, gradients, strict=True):
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-        if self.state.global_step % _TRIM_STEPS == 0:
+    def _step(self) -> None:
+        state, section = self.state, self._section
+        losses = []
+        for position, step in enumerate(self.passes(state.step, state.step + 1)):
+            torch.manual_seed(section.seed * 1_000_003 + state.step * section.gradient_accumulation_steps + position)  # dropout
+            losses.append(self._learner.backward(step))
+            self._alarms.check_finite("The loss", losses[-1], state.step + 1, self._records([step]))
+        loss, records = math.fsum(losses), self._records(self.passes(state.step, state.step + 1))
+        rate, norm = self._optimizer.step(state.step)
+        state.step += 1
+        self._alarms.check_finite("The gradient's norm", norm, state.step, records)
+        self._alarms.check_loss(loss, state.step, records)
+        state.unlogged.append(loss)
+        state.seen = self._alarms.losses
+        state.seconds = self._before + time.monotonic() - self._started
+        if state.step == 1 or state.step % section.logging_steps == 0 or state.step == self.n_steps:
+            figures = {"loss": math.fsum(state.unlogged) / len(state.unlogged), "learning_rate": rate, "grad_norm": norm}
+            state.unlogged = []
+            self.log.add(state.step, figures, state.seconds)
+        if state.step % _TRIM_STEPS == 0:
             trim_heap()
-        return loss
 
-    def _part(self, part: Sequence[int], supervised_weight: float) -> tuple[Tensor, tuple[Tensor, ...]]:
-        rows = self._rows
-        prompts, answers, weights = ([column[row] for row in part] for column in (rows.prompts, rows.answers, rows.weights))
-        batch = training_batch(self._prefix, prompts, answers, weights)  # type: ignore[arg-type]
-        loss = answer_loss(self._forward, batch) / supervised_weight
-        return loss.detach(), torch.autograd.grad(loss, self._parameters)
+    def _records(self, steps: Sequence[Step]) -> list[str]:
+        return [self._rows.record_ids[row] for step in steps for row in step.rows]
+
+    def _checkpoint(self) -> None:
+        if self._saved_step == self.state.step:
+            return
+        tensors = self._learner.tensors() | self._optimizer.tensors()
+        write_checkpoint(self._folder, self.state.step, tensors, asdict(self.state), keep=self._section.save_total_limit, best_step=self.state.best_step)
+        self._saved_step = self.state.step
+
+    def _is_evaluated(self) -> bool:
+        """Whether the weights after this step are evaluated: every so many steps, and at the end."""
+        step = self.state.step
+        return step > 0 and (step % (self._section.eval_steps or 1) == 0 or step == self.n_steps)
+
+    def _evaluate(self, validation: Validation) -> None:
+        self._checkpoint()  # an evaluation may fail, and is done again when the run continues
+        state, section = self.state, self._section
+        figures = validation.figures(self._learner, self._base, self._model, section.per_device_train_batch_size)
+        metric = section.metric_for_best_model
+        value = -figures[f"eval_{metric}"] if metric == "loss" else figures[f"eval_{metric}"]
+        if state.best is None or value > state.best:
+            state.best, state.best_step, state.waited = value, state.step, 0
+            write_best(self._folder, state.step, self._learner.tensors())
+        else:
+            state.waited += 1
+        state.seconds = self._before + time.monotonic() - self._started
+        self.log.add(state.step, figures, state.seconds)
+
+    def _has_enough(self) -> bool:
+        patience = self._section.early_stopping_patience
+        return patience is not None and self.state.waited >= patience
 
 
-class _LossLog(TrainerCallback):  # type: ignore[misc]
-    """Keeps logged figures in a file, a JSON object a line, and hands them on. A resumed run drops what it will log again."""
+@contextmanager
+def _termination() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM sets: clouds send it some time before they take a machine away."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
-    def __init__(self, path: Path, report: Report, *, from_step: int) -> None:
-        self._path, self._report = path, report
+
+class _LossLog:
+    """Keeps figures in a file, a JSON object a line, and hands them on. A resumed run drops what it will log again."""
+
+    def __init__(self, path: Path, report: Report, n_steps: int, *, from_step: int) -> None:
+        self._path, self._report, self._n_steps = path, report, n_steps
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         whole = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one is torn where the disk was full
-        self._lines: list[dict[str, float]] = [line for line in whole if line["step"] <= from_step]
+        # A checkpoint is written before the evaluation of its step, which comes again.
+        self._lines: list[dict[str, float]] = [line for line in whole if line["step"] < from_step + ("loss" in line)]
         write_text(path, "".join(f"{json.dumps(line)}\n" for line in self._lines))
-        self._seconds_before = self._lines[-1]["seconds"] if self._lines else 0.0
-        self._started: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        return self._seconds_before + (time.monotonic() - self._started if self._started is not None else 0.0)
 
     def last_mean(self) -> float:
-        tail = self._lines[-max(1, len(self._lines) // 10) :]
-        return sum(line["loss"] for line in tail) / max(1, len(tail))
+        losses = [line["loss"] for line in self._lines if "loss" in line]
+        tail = losses[-max(1, len(losses) // 10) :]
+        return sum(tail) / max(1, len(tail))
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._started = time.monotonic()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # A logged loss is a mean since the last logged step. A checkpoint starts a new one, so that a resumed run has the same means.
-        control.should_log = control.should_log or control.should_save
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if not logs or "loss" not in logs:
-            return
-        figures: dict[str, float] = {name: float(logs[name]) for name in ("loss", "learning_rate", "grad_norm") if name in logs}
-        line: dict[str, float] = {"step": state.global_step, **figures, "seconds": round(self.seconds, 3)}
+    def add(self, step: int, figures: dict[str, float], seconds: float) -> None:
+        line: dict[str, float] = {"step": step, **figures, "seconds": round(seconds, 3)}
         self._lines.append(line)
-        with writing(self._path.parent), self._path.open("a") as file:
+        with writing(self._path.parent), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        self._report(state.global_step, state.max_steps, figures)
+        self._report(step, self._n_steps, figures)

@@ -39,7 +39,7 @@ _OWN_HISTORY = (0.7, 1.0, 1.25)
 # What the heap holds for what is live. Side-by-side passes differ in shape, and what one frees does not fit the next: of short runs it is
 # the low end, after some hundred steps it was 3.1 to 3.9 (batches of 8, 12 and 16).
 _HEAP_FACTOR = {"fast": (1.0, 3.2, 4.4), "plain": (0.85, 1.0, 1.4)}
-# Libraries that are loaded after the plan: the Trainer's, MLflow's, the threads' stacks.
+# Libraries that are loaded after the plan: MLflow's, the threads' stacks.
 _LATER_LIBRARIES = (0, 200e6, 350e6)
 _SHOWN = 5
 _ROUND_TRIP_SAMPLE = 200
@@ -137,8 +137,9 @@ def make_plan(records: pl.DataFrame, prompt: Prompt, base: Path, model: ModelSec
         trainable_parameters=footprint.trainable,
         all_parameters=footprint.parameters,
         peak_memory_bytes=_memory(footprint, steps, lengths, n_prefix, rows, model),
-        seconds=_seconds(footprint, steps, lengths, n_prefix, model, history),
-        disk_bytes=(section.save_total_limit + 1) * 3 * footprint.trainable * 4 + footprint.trainable * 4,
+        seconds=_with_evaluations(_seconds(footprint, steps, lengths, n_prefix, model, history), steps, section),
+        # Weights and two moments a checkpoint; the result; the best weights, and those that were the best before.
+        disk_bytes=((section.save_total_limit + 1) * 3 + 1 + (2 if section.eval_steps else 0)) * footprint.trainable * 4,
     )
     if not plan.stop_token_is_trained:
         raise DataError(f"Every answer must end with the stop token {plan.stop_token}. Received answers that do not: the model would never stop.")
@@ -172,6 +173,15 @@ def _seconds(footprint: Footprint, steps: Sequence[Step], lengths: Sequence[int]
     efficiencies = reversed(_EFFICIENCY[model.forward, model.dtype])
     low, expected, high = (ideal / share + len(steps) * fixed for share, fixed in zip(efficiencies, _STEP_SECONDS, strict=True))
     return Estimate(low=low, expected=expected, high=high)
+
+
+def _with_evaluations(training: Estimate, steps: Sequence[Step], section: TrainSection) -> Estimate:
+    """Add the time of evaluations at their largest: two passes forward a record, each a third of what a row takes to train."""
+    if not section.eval_steps:
+        return training
+    count = -(-len(steps) // section.gradient_accumulation_steps // section.eval_steps)
+    factor = 1 + 2 / 3 * count * section.max_eval_samples / sum(len(step.rows) for step in steps)
+    return Estimate(low=training.low, expected=training.expected * factor, high=training.high * factor)
 
 
 def _passes(model: ModelSection) -> int:

@@ -74,6 +74,16 @@ class TrainSection(Section):
     """Checkpoints to keep; an older one goes only when a newer one is complete."""
     logging_steps: int = Field(default=10, ge=1)
     """Steps between logged losses."""
+    eval_steps: int | None = Field(default=None, ge=1)
+    """Steps between evaluations on the validation split; none when empty, since each takes as long as several steps."""
+    max_eval_samples: int = Field(default=200, ge=1)
+    """Evaluations take the first so many records of the validation split."""
+    metric_for_best_model: Literal["loss", "accuracy", "macro_f1"] = "loss"
+    """What the best step is best at. The loss of the right answers is less noisy than counts of right and wrong."""
+    load_best_model_at_end: bool = True
+    """Where there are evaluations, the weights of the best step are the result, else those of the last one."""
+    early_stopping_patience: int | None = Field(default=None, ge=1)
+    """Stop after so many evaluations in a row without a better one."""
     resume_from_checkpoint: Literal["auto", "never"] = "auto"
     """`auto` continues an interrupted run from its newest complete checkpoint; `never` starts it again."""
     report_to: tuple[Literal["mlflow"], ...] = ("mlflow",)
@@ -92,6 +102,12 @@ class TrainSection(Section):
         if value not in known:
             raise ValueError(f"must be one of {', '.join(known)}")
         return value
+
+    @model_validator(mode="after")
+    def _evaluates_to_stop(self) -> Self:
+        if self.early_stopping_patience is not None and self.eval_steps is None:
+            raise ValueError("early_stopping_patience needs eval_steps")
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -14,7 +14,7 @@ import traceback
 import typer
 
 from tunesmith.app.cli import compare, config, data, lineage, loop, review, serve
-from tunesmith.errors import BUG_EXIT_CODE, BackendError, TunesmithError
+from tunesmith.errors import BUG_EXIT_CODE, BackendError, Terminated, TunesmithError
 from tunesmith.libraries import quiet_libraries
 
 _INTERRUPTED = 130
@@ -52,6 +52,9 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         print("\nStopped. The same command continues where it was.", file=sys.stderr)
         sys.exit(_INTERRUPTED)
+    except Terminated as end:
+        print(f"\n{end} The same command continues.", file=sys.stderr)
+        sys.exit(end.exit_code)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _FULL:
             _show(BackendError(f"The disk must take what is written. Received: {error}.", hint="Free disk space, then type the same command: it continues."))
