@@ -6,6 +6,8 @@ tenth of the queue, and models are trained on the dirty and on the cleaned rows.
 
     python examples/complaints/dirty.py .demo/complaints/data .demo/dirty            # finds and reviews: a minute
     python examples/complaints/dirty.py .demo/complaints/data .demo/dirty --train    # and trains both: some 12 minutes
+
+What is done stands in `done.json` of the folder, and a run in its checkpoints: killed, the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -27,6 +30,7 @@ from tunesmith.data.freeze import read_dropped
 from tunesmith.entities import DatasetVersion
 from tunesmith.evaluate.intervals import Bootstrap, mcnemar, wilson
 from tunesmith.evaluate.predict_split import SplitScores
+from tunesmith.files import write_json
 from tunesmith.flow import review
 from tunesmith.review.exchange import DISCARD
 
@@ -96,7 +100,7 @@ def within(hits: int, n: int) -> str:
 def make_project(data: Path, folder: Path, seed: int, n_rows: int) -> dict[str, tuple[str, str]]:
     """Write the dirty project; return text -> (defect, right label) of its training rows."""
     csv.field_size_limit(10**7)
-    (folder / "data").mkdir(parents=True)
+    (folder / "data").mkdir(parents=True, exist_ok=True)
     shutil.copy(data / "test.csv", folder / "data")
     shutil.copy(Path(__file__).parent / "tunesmith.yaml", folder)
     with (data / "train.csv").open(newline="", encoding="utf-8") as file:
@@ -171,26 +175,38 @@ def main() -> None:
     """Run what the module says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with train.csv and test.csv, as fetch.py makes it")
-    parser.add_argument("folder", type=Path, help="where to work; made anew")
+    parser.add_argument("folder", type=Path, help="where to work; made anew where it holds other rows")
     parser.add_argument("--rows", type=int, default=3000)
     parser.add_argument("--seeds", type=int, default=3, help="plantings; the last one is reviewed and trained on")
     parser.add_argument("--train", action="store_true", help="train on the dirty and on the cleaned rows")
     given = parser.parse_args()
     if not (given.data / "train.csv").exists():
         sys.exit(f"{given.data}: must hold train.csv and test.csv. Type: python examples/complaints/fetch.py {given.data}")
-    shutil.rmtree(given.folder, ignore_errors=True)
-    for seed in range(given.seeds):
-        folder = given.folder / f"seed{seed}"
-        truth = make_project(given.data, folder, seed, given.rows)
-        project = Project.load(folder, SETTINGS)
-        figures, dirty = find(project, truth)
+    file = given.folder / "done.json"
+    done: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if done.get("rows") != given.rows:
+        shutil.rmtree(given.folder, ignore_errors=True)
+        given.folder.mkdir(parents=True)
+        done = {"rows": given.rows, "plantings": {}, "cleaned": {}}
+    for seed in map(str, range(given.seeds)):
+        truth = make_project(given.data, given.folder / f"seed{seed}", int(seed), given.rows)
+        project = Project.load(given.folder / f"seed{seed}", SETTINGS)
+        if seed not in done["plantings"]:
+            figures, dirty = find(project, truth)
+            done["plantings"][seed] = {"figures": figures, "dirty": dirty.id}
+            write_json(file, done)
         print(f"\nplanting {seed}: {given.rows:,} rows, {FLIPS:.0%} flips, {COPIES:.0%} near copies, {GARBAGE:.0%} garbage")
-        for name, value in figures.items():
+        for name, value in done["plantings"][seed]["figures"].items():
             print(f"  {name:<84}{value}")
-    clean = simulate_review(project, truth, round(0.1 * dirty.rows["train"]))
+    dirty = project.store.get(DatasetVersion, done["plantings"][seed]["dirty"])
+    if seed not in done["cleaned"]:
+        done["cleaned"][seed] = simulate_review(project, truth, round(0.1 * dirty.rows["train"])).id
+        write_json(file, done)
+    clean = project.store.get(DatasetVersion, done["cleaned"][seed])
     print(f"\nafter the simulated reviewer: {json.dumps(clean.rows)}, {clean.reason}")
     if given.train:
-        print("\n".join(compare(project, dirty, clean)))
+        for line in compare(project, dirty, clean):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

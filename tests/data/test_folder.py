@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 from known_documents import as_docx, as_html, as_mail, as_pdf, prose
 
+from tunesmith.data.address import canonical
 from tunesmith.data.blocks import block_schema, text_of
 from tunesmith.data.folder import DOCUMENT_SCHEMA, PAGE_SCHEMA, read_folder
 from tunesmith.data.settings import OcrSection
@@ -73,7 +74,7 @@ def test_any_address_of_fsspec_is_read():
     for name, raw in FILES.items():
         system.pipe_file(f"/bucket/in/{name}", raw)
     found = read_folder("memory://bucket/in", WITHOUT_OCR)
-    assert found.documents["source"].to_list() == [f"memory:///bucket/in/{name}" for name in ("a.pdf", "b/c.docx", "b/d.html", "b/e.eml", "f.txt")]
+    assert found.documents["source"].to_list() == [f"memory://bucket/in/{name}" for name in ("a.pdf", "b/c.docx", "b/d.html", "b/e.eml", "f.txt")]
     assert len(found.dropped) == 4
     system.rm("/bucket", recursive=True)
 
@@ -120,6 +121,16 @@ def test_addresses_that_cannot_be_read(tmp_path):
         read_folder("rubbish://a", WITHOUT_OCR)
 
 
+@pytest.mark.parametrize("name", ["{root}/in", "../{root.name}/in", "./in/", "in/../in", "."])
+def test_documents_are_named_as_the_address_that_was_read(tmp_path, name):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("text")
+    address = name.format(root=tmp_path)
+    (named,) = read_folder(address, WITHOUT_OCR, root=tmp_path).documents["source"]
+    assert named == ("in/a.txt" if name == "." else f"{canonical(address)}/a.txt")
+    assert (tmp_path / named).is_file()
+
+
 def test_what_the_ocr_lacks_is_said_before_anything_is_read(folder, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(BackendError, match="tesseract, which is not installed"):
@@ -127,7 +138,7 @@ def test_what_the_ocr_lacks_is_said_before_anything_is_read(folder, monkeypatch)
 
 
 def test_an_address_whose_package_is_missing_names_it(monkeypatch):
-    def missing(address):
+    def missing(address, **_):
         raise ImportError("Install s3fs to access S3", name="s3fs")
 
     monkeypatch.setattr("fsspec.core.url_to_fs", missing)

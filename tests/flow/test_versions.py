@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import socket
 import subprocess
 
 import polars as pl
@@ -28,29 +27,10 @@ def prepared(fresh):
     return project, flow.prepare(project)
 
 
-@pytest.fixture(scope="module")
-def s3():
-    """The address of an S3-compatible server on loopback."""
-    moto = pytest.importorskip("moto.server")
-    pytest.importorskip("dvc_s3")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-    server.start()
-    yield f"http://127.0.0.1:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def bucket(s3, monkeypatch):
-    """A new bucket's URL; the environment says where the server is and who asks."""
-    import boto3
-
-    for name, value in {"AWS_ENDPOINT_URL": s3, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3").create_bucket(Bucket="team")
-    return "s3://team/data"
+def bucket(bucket):
+    """Where versions are pushed to."""
+    return f"{bucket}/data"
 
 
 def with_remote(project, url):

@@ -1,7 +1,6 @@
 """A folder of files at any address -> documents, blocks, pages, and the files that were refused.
 
-Addresses are those of fsspec: a local path, `s3://bucket/folder`, `memory://folder`, with whatever packages and credentials
-fsspec needs for them. Files are read in processes with limits (`parse_worker.py`), several side by side, here or on the nodes of a
+Addresses are those of `address.py`. Files are read in processes with limits (`parse_worker.py`), several side by side, here or on the nodes of a
 cluster (`engine.py`), which must reach the address; the outcome is in the order of the addresses and the same wherever they
 are read. Hidden files and folders (a leading dot) are left out, as shells do; every other file is in exactly one of documents and dropped.
 """
@@ -10,7 +9,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from typing import Any
 
 import polars as pl
 
+from tunesmith.data.address import canonical, explained, open_address
 from tunesmith.data.blocks import block_frame, block_schema
 from tunesmith.data.documents import ReadDocument, Refused
 from tunesmith.data.engine import DataEngine, LocalEngine
@@ -28,11 +27,11 @@ from tunesmith.data.parse_worker import ParseWorker
 from tunesmith.data.settings import OcrSection
 from tunesmith.data.sifted import DROPPED_SCHEMA, as_dropped
 from tunesmith.entities import content_id
-from tunesmith.errors import BackendError, DataError, MissingExtraError, NotFoundError
+from tunesmith.errors import BackendError, NotFoundError
 
 DOCUMENT_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "id": pl.String,
-    "source": pl.String,  # address relative to the project, or the whole one
+    "source": pl.String,  # the address that was read, and below it the path of the file
     "content_sha256": pl.String,  # of the file's bytes
     "format": pl.String,
     "n_pages": pl.Int64,
@@ -96,7 +95,7 @@ def read_folder(
         NotFoundError: there is nothing at the address.
         DataError: the address cannot be read.
         ConfigError: the OCR engine is unknown or lacks a setting.
-        BackendError: the OCR failed, or is not installed; a file cannot be fetched from where it is to be read.
+        BackendError: the OCR failed, or is not installed; the address refuses who asks; a file cannot be fetched from where it is to be read.
         MissingExtraError: a package is not installed.
     """
     load_ocr(section)  # says what is missing before the first process starts
@@ -114,32 +113,20 @@ def read_folder(
 
 def _files(address: str, root: Path | None, pattern: str) -> tuple[Any, list[str], list[str]]:
     """Return the file system, the paths in it, and what the documents are called, in order of the latter."""
-    try:
-        from fsspec.core import url_to_fs
-    except ImportError:
-        raise MissingExtraError("fsspec", "documents") from None
-    is_local = "://" not in address
     base = (root or Path()).resolve()
-    try:
-        system, start = url_to_fs(str(base / address) if is_local else address)
-        if not system.exists(start):
-            raise NotFoundError(f"{address}: nothing is there{f', in {base}' if is_local else ''}.", hint="tunesmith config explain data.sources")
-        found = [start] if system.isfile(start) else _below(system, start.rstrip("/"), pattern)
-    except NotFoundError:
-        raise
-    except ImportError as error:
-        if address.startswith("s3://"):
-            raise MissingExtraError("s3fs", "s3") from None
-        raise MissingExtraError(str(getattr(error, "name", "") or error).split()[-1], "documents") from None
-    except Exception as error:  # noqa: BLE001, RUF100 - each file system has errors of its own
-        raise DataError(f"{address}: must be an address that can be read. Received: {type(error).__name__}: {str(error)[:200]}.") from None
+    system, start = open_address(address, base)
+    with explained(address):
+        # Asked for itself: it says more than that it does not exist.
+        found = [start] if system.info(start)["type"] == "file" else _below(system, start.rstrip("/"), pattern)
+    name = canonical(address)
     rows = []
     for path in found:
+        if path.endswith("/"):  # the empty object by which a bucket shows a folder
+            continue
         below = path[len(start) :].strip("/")
         if any(part.startswith(".") for part in below.split("/")):
             continue
-        named = Path(os.path.relpath(path, base)).as_posix() if is_local else system.unstrip_protocol(path)
-        rows.append((named, path))
+        rows.append(("/".join(part for part in ("" if name == "." else name, below) if part), path))
     if not rows:
         raise NotFoundError(f"{address}: no file is there that matches {pattern!r}.", hint="tunesmith config explain data.sources")
     rows.sort()

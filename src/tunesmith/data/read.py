@@ -20,11 +20,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from tunesmith.data.address import canonical, is_remote, read_remote
 from tunesmith.data.query import read_query
 from tunesmith.data.rows import find_shape, to_pair
 from tunesmith.data.settings import Source
@@ -48,8 +49,8 @@ def read_documents(source: Source, root: Path) -> pl.DataFrame:
     """Read one file.
 
     Args:
-        source: The file and the names of its columns.
-        root: Folder of the project, which `source.path` is relative to.
+        source: The file, at a path or an address of fsspec, and the names of its columns.
+        root: Folder of the project, which a path is relative to.
 
     Returns:
         A frame with the columns of `Document` and of `RANK_SCHEMA`, in the order of the file. `source_line` counts physical lines from 1 (a
@@ -64,28 +65,32 @@ def read_documents(source: Source, root: Path) -> pl.DataFrame:
         ConfigError: a query has no database.
         BackendError: the database cannot be reached.
     """
-    path = root / source.path
-    read = _FORMATS.get(path.suffix.lower())
+    suffix = PurePosixPath(source.path).suffix
+    read = _FORMATS.get(suffix.lower())
     if read is None:
-        raise DataError(f"{source.path}: must end in one of {', '.join(_FORMATS)}. Received: {path.suffix or 'no suffix'!r}.", hint=_EXPLAIN)
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise NotFoundError(f"{source.path}: no such file in {root}.", hint=_similar_file(path) or _EXPLAIN) from None
-    except OSError as error:
-        raise DataError(f"{source.path}: cannot be read: {error.strerror}.") from None
-    rows = list(read(raw, source, root))
+        raise DataError(f"{source.path}: must end in one of {', '.join(_FORMATS)}. Received: {suffix or 'no suffix'!r}.", hint=_EXPLAIN)
+    rows = list(read(read_remote(source.path) if is_remote(source.path) else _read_local(source.path, root), source, root))
     if not rows:
         raise DataError(f"{source.path}: must hold at least one row. Received: an empty file.", hint=_EXPLAIN)
     return _documents(rows, source)
+
+
+def _read_local(name: str, root: Path) -> bytes:
+    path = root / name
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise NotFoundError(f"{name}: no such file in {root}.", hint=_similar_file(path) or _EXPLAIN) from None
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read: {error.strerror}.") from None
 
 
 _EXPLAIN = "tunesmith config explain data.sources"
 
 
 def address(source: Source) -> str:
-    """Return what the documents of a source carry in their column `source`: its path with forward slashes."""
-    return Path(source.path).as_posix()
+    """Return what the documents of a source carry in their column `source`: its canonical address."""
+    return canonical(source.path)
 
 
 def _documents(rows: list[Row], source: Source) -> pl.DataFrame:

@@ -24,6 +24,7 @@ from typing import Any
 import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from tunesmith.data.address import explained, open_address
 from tunesmith.data.checks import Report
 from tunesmith.data.sifted import count_reasons
 from tunesmith.entities import SPLITS
@@ -87,8 +88,6 @@ def page_pictures(root: Path, sources: Mapping[str, str], pages: pl.DataFrame, b
     Returns:
         Caption -> PNG as a data URI. A document that is there no more, or cannot be drawn, is left out.
     """
-    from fsspec.core import url_to_fs
-
     from tunesmith.data.page_picture import page_picture
 
     drawn: dict[str, str] = {}
@@ -99,12 +98,13 @@ def page_pictures(root: Path, sources: Mapping[str, str], pages: pl.DataFrame, b
         if len(drawn) == _PICTURES:
             break
         source = sources.get(document_id, "")
-        system, path = url_to_fs(source if "://" in source else str(root / source))
         try:
-            raw = system.cat_file(path)
+            system, path = open_address(source, root)
+            with explained(source):
+                raw = system.cat_file(path)
             own = (frame.filter(pl.col("document_id") == document_id) for frame in (pages, blocks))
             picture = page_picture(raw, source, 1, *own)
-        except (OSError, TunesmithError):
+        except TunesmithError:
             continue
         drawn[f"{source}, page 1"] = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
     return drawn

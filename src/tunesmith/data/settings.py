@@ -14,7 +14,9 @@ class Source(Section):
     """One file of labelled rows, or a folder of documents."""
 
     path: str = Field(min_length=1)
-    """CSV, JSONL or Parquet file relative to the project; else a folder of PDF, scans, DOCX, HTML, mail and text, local or at any fsspec address."""
+    """CSV, JSONL, JSON or Parquet file; else a folder of PDF, scans, DOCX, HTML, mail and text. A path relative to the project, or an address of fsspec such as
+    s3://bucket/folder (extra `s3`). Where the bucket's server is and who asks comes from the environment: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
+    AWS_SECRET_ACCESS_KEY, AWS_PROFILE."""
     text_column: str = "text"
     """Column that holds the document's text."""
     label_column: str = "label"
@@ -26,7 +28,8 @@ class Source(Section):
     database: str = Field(default="env:TUNESMITH_DATABASE_URL", pattern="^(env|file):.+")
     """Where the SQLAlchemy URL of a query (a path that ends in .sql) stands: env:VARIABLE, or file:PATH relative to the project."""
     label_from: str = Field(default="folder", min_length=1)
-    """Labels of a folder's documents: `folder` takes the name of the folder that each file stands in; else a CSV file with the columns path and label."""
+    """Labels of a folder's documents: `folder` takes the name of the folder that each file stands in; else a CSV file, at a path or
+    an address, with the columns path and label. In it a file of a bucket has its whole address."""
     splits: dict[Split, float] = Field(default={"train": 0.7, "validation": 0.1, "calibration": 0.1, "test": 0.1})
     """Split -> share of this file's documents, by a hash of the document; shares are scaled to sum to 1."""
 

@@ -22,7 +22,7 @@ from tunesmith.data.read import RANK_SCHEMA, ROW_SUFFIXES, address, read_documen
 from tunesmith.data.settings import DataSection, Source
 from tunesmith.data.sifted import DROPPED_SCHEMA, no_rows
 from tunesmith.entities import Document
-from tunesmith.errors import ConfigError, DataError, NotFoundError
+from tunesmith.errors import ConfigError, DataError
 
 ROW_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {**Document.frame_schema(), "document_id": pl.String, "block_ids": pl.String, **RANK_SCHEMA}
 """Column -> type of the rows that go through the data steps: a document, or a chunk with an id of its own."""
@@ -171,9 +171,6 @@ def _labels(sources: pl.Series, source: Source, root: Path) -> pl.Series:
     """Return each document's label, empty where nothing gives one."""
     if source.label_from == "folder":
         return pl.Series("label", [PurePosixPath(each).parent.name for each in sources], dtype=pl.String)
-    path = root / source.label_from
-    if not path.is_file():
-        raise NotFoundError(f"{source.label_from}: no such file in {root}.", hint="tunesmith config explain data.sources")
     table = read_documents(Source(path=source.label_from, text_column="path", label_column="label"), root)
     twice = table.filter(pl.col("text").is_duplicated())
     if len(twice):

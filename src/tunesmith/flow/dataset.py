@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from tunesmith.data.address import fingerprint, is_remote
 from tunesmith.data.chunk import Embed
 from tunesmith.data.diff import Difference, diff
 from tunesmith.data.freeze import freeze, read_records
@@ -209,13 +210,16 @@ def _rows_digest(rows: pl.DataFrame) -> str:
 
 
 def _source_digest(root: Path, source: Source) -> object:
-    """Return the digest of a file, or of each file of a folder; what is missing or remote is found out where it is read."""
+    """Return the digest of a file, or of each file of a folder, or what its server says of it; what is missing is found out where it is read."""
+    labels = root / source.label_from
+    if is_remote(source.path):
+        tables = [file_sha256(labels)] if labels.is_file() else fingerprint(source.label_from) if is_remote(source.label_from) else []
+        return [fingerprint(source.path) or utc_now(), tables]
     path = root / source.path
     if path.is_file():
         return file_sha256(path)
     if not path.is_dir():
-        return utc_now() if "://" in source.path else None
-    labels = root / source.label_from
+        return None
     files = [*(found for found in sorted(path.rglob("*")) if found.is_file()), *([labels] if labels.is_file() else [])]
     return [(found.relative_to(root).as_posix(), file_sha256(found)) for found in files]
 
