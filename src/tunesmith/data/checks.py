@@ -9,7 +9,6 @@ Languages are told apart by their small words, so that a text of a few words, or
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -19,6 +18,7 @@ import polars as pl
 
 from tunesmith.data.settings import CHECK_NAMES, CheckName, ChecksSection
 from tunesmith.errors import DataError, MissingExtraError
+from tunesmith.models.json_answers import AnswerRule, plain
 
 Severity = Literal["error", "warning", "info"]
 
@@ -110,13 +110,15 @@ class Report:
             )
 
 
-def check_records(records: pl.DataFrame, section: ChecksSection, labels: Sequence[str] = ()) -> Report:
+def check_records(records: pl.DataFrame, section: ChecksSection, labels: Sequence[str] | None = None, rule: AnswerRule | None = None) -> Report:
     """Check a data set.
 
     Args:
         records: Columns `id`, `text`, `label`, `source`, `source_line`, as records and documents have them.
         section: Thresholds.
-        labels: The label space; a label of it that no row has is rare too.
+        labels: The label space; a label of it that no row has is rare too. Empty where answers are free: then there are no classes to balance.
+            None takes those of the rows.
+        rule: Says what answers of an extraction state, which must stand in their source.
 
     Raises:
         MissingExtraError: ftfy is not installed.
@@ -125,13 +127,16 @@ def check_records(records: pl.DataFrame, section: ChecksSection, labels: Sequenc
     frame = records.select("id", "text", "label", "source", "source_line").with_row_index("row")
     found = [
         _language(frame, section),
-        _class_balance(frame, section, labels),
+        *([_class_balance(frame, section, labels or ())] if labels is None or labels else []),
         _encoding(frame, section),
         _made("template_markers", frame, texts.str.extract(f"({_MARKERS})").str.strip_chars(), section, "texts hold markers of a chat template"),
         _conflicting_labels(frame, section),
         _garbage(frame, section),
         _length_outliers(frame, section),
     ]
+    if rule is not None:
+        stated = frame.with_columns(answer=frame["label"].map_elements(rule.values, return_dtype=pl.List(pl.String)))
+        found += check_answers(stated.explode("answer").drop_nulls("answer").drop("row", "label"), section).checks
     return Report(len(records), _sorted(found))
 
 
@@ -142,18 +147,11 @@ def check_answers(pairs: pl.DataFrame, section: ChecksSection) -> Report:
         pairs: Columns `id`, `text` (the source), `answer`, `source`, `source_line`. An empty answer says that there is none.
         section: Thresholds.
     """
-    plain = [_plain(answer) for answer in pairs["answer"]]
-    missing = [answer not in _plain(text) for text, answer in zip(pairs["text"], plain, strict=True)]
+    looked_for = [plain(answer) for answer in pairs["answer"]]
+    missing = [answer not in plain(text) for text, answer in zip(pairs["text"], looked_for, strict=True)]
     why = pl.Series([f"{answer!r} is not in the text" if gone else None for answer, gone in zip(pairs["answer"], missing, strict=True)], dtype=pl.String)
     frame = pairs.with_row_index("row")
     return Report(len(pairs), (_made("answer_not_in_source", frame, why, section, "answers are not in their source"),))
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"\s+", " ", text.translate(_QUOTES)).strip().casefold()
-
-
-_QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "\u00a0": " ", "\u00ad": "", "–": "-"})  # noqa: RUF001 - they are what is replaced
 
 
 def _sorted(checks: Sequence[Check]) -> tuple[Check, ...]:

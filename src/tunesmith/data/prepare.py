@@ -34,6 +34,7 @@ from tunesmith.data.validate import drop_invalid, validate
 from tunesmith.data.withdrawn import Withdrawal, drop_withdrawn
 from tunesmith.entities import SPLITS, Record, content_id
 from tunesmith.errors import ConfigError, DataError
+from tunesmith.models.json_answers import AnswerRule
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many steps are done and how many there are."""
@@ -73,6 +74,7 @@ def prepare_records(
     project: str = "",
     withdrawals: Sequence[Withdrawal] = (),
     discarded: Mapping[str, str] | None = None,
+    rule: AnswerRule | None = None,
 ) -> Prepared:
     """Make the records of a dataset version.
 
@@ -88,6 +90,7 @@ def prepare_records(
         project: Name of the project; another one gets other pseudonyms.
         withdrawals: Documents that were taken back; they and their records go as `withdrawn`.
         discarded: Id of a record -> why reviewers discarded it; it goes as `discarded`.
+        rule: Judges labels that are free answers; None where any is right, or the label space is closed.
 
     Returns:
         Records and dropped rows. Reasons are those of `read_folder`, `validate`, `drop_exact_duplicates`, `split`,
@@ -102,7 +105,7 @@ def prepare_records(
     """
     with load_engine(section.engine, section.ray_address) as engine:
         given = dataclasses.replace(tools or Tools(), engine=engine)
-        return _prepare(section, labels, root, previous, judged, progress, given, project, withdrawals, discarded or {})
+        return _prepare(section, labels, root, previous, judged, progress, given, project, withdrawals, discarded or {}, rule)
 
 
 def _prepare(
@@ -116,6 +119,7 @@ def _prepare(
     project: str,
     withdrawals: Sequence[Withdrawal],
     discarded: Mapping[str, str],
+    rule: AnswerRule | None,
 ) -> Prepared:
     standing = no_rows(Record.frame_schema()) if previous is None else previous
     judged = no_rows(Record.frame_schema()) if judged is None else judged
@@ -133,10 +137,10 @@ def _prepare(
     gathered, judged, redacted = _redact(gathered, judged, section, root, project, tools.engine)
 
     tell(1)
-    valid = validate(gathered.rows, labels, section)
-    valid_standing = drop_invalid(_as_documents(standing), labels, section)
-    valid_judged = drop_invalid(_as_documents(judged), labels, section)
-    checks = check_records(valid.kept, section.checks, labels)
+    valid = validate(gathered.rows, labels, section, rule)
+    valid_standing = drop_invalid(_as_documents(standing), labels, section, rule)
+    valid_judged = drop_invalid(_as_documents(judged), labels, section, rule)
+    checks = check_records(valid.kept, section.checks, labels, rule)
     checks.stop()
     new = valid.kept.join(standing, on="document_id", how="anti")
 

@@ -16,22 +16,24 @@ from tunesmith.data.settings import DataSection
 from tunesmith.data.sifted import Sifted, as_dropped, count_reasons
 from tunesmith.data.sources import configured
 from tunesmith.errors import DataError
+from tunesmith.models.json_answers import AnswerRule
 
-REASONS = ("empty", "too_short", "too_long", "missing_label", "unknown_label")
+REASONS = ("empty", "too_short", "too_long", "missing_label", "unknown_label", "invalid_answer")
 
 
-def validate(documents: pl.DataFrame, task_names: tuple[str, ...], section: DataSection) -> Sifted:
+def validate(documents: pl.DataFrame, task_names: tuple[str, ...], section: DataSection, rule: AnswerRule | None = None) -> Sifted:
     """Drop the documents that cannot be used.
 
     Args:
         documents: Columns of `Document`.
-        task_names: The label space. A label must equal one of them, letter by letter.
+        task_names: The label space. A label must equal one of them, letter by letter; of an empty one any label may be right.
         section: The bounds on length, in characters without surrounding white space, and on the share of dropped rows.
+        rule: Judges labels that are free answers.
 
     Raises:
         DataError: a source loses more than `section.max_dropped_share` of its rows; names counts and examples.
     """
-    sifted = drop_invalid(documents, task_names, section)
+    sifted = drop_invalid(documents, task_names, section, rule)
     totals = dict(configured(documents["source"], section).value_counts().iter_rows())
     by_source = sifted.dropped.with_columns(configured=configured(sifted.dropped["source"], section))
     for (source,), dropped in by_source.group_by(["configured"], maintain_order=True):
@@ -45,9 +47,11 @@ def validate(documents: pl.DataFrame, task_names: tuple[str, ...], section: Data
     return sifted
 
 
-def drop_invalid(documents: pl.DataFrame, task_names: tuple[str, ...], section: DataSection) -> Sifted:
+def drop_invalid(documents: pl.DataFrame, task_names: tuple[str, ...], section: DataSection, rule: AnswerRule | None = None) -> Sifted:
     """Drop the documents that cannot be used, however many they are. Arguments as in `validate`."""
     label, length = pl.col("label"), pl.col("text").str.strip_chars().str.len_chars()
+    invalid = {name: rule.why_invalid(name) for name in documents["label"].unique() if name.strip()} if rule else {}
+    invalid = {name: why for name, why in invalid.items() if why}
     checked = documents.with_columns(
         reason=pl.when(length == 0)
         .then(pl.lit("empty"))
@@ -57,14 +61,18 @@ def drop_invalid(documents: pl.DataFrame, task_names: tuple[str, ...], section: 
         .then(pl.lit("too_long"))
         .when(label.str.strip_chars() == "")
         .then(pl.lit("missing_label"))
-        .when(~label.is_in(task_names))
+        .when(pl.lit(bool(task_names)) & ~label.is_in(task_names))
         .then(pl.lit("unknown_label"))
+        .when(label.is_in(list(invalid)))
+        .then(pl.lit("invalid_answer"))
     )
     dropped = checked.filter(pl.col("reason").is_not_null())
     unknown = {name: _unknown(name, task_names) for name in dropped.filter(reason="unknown_label")["label"].unique()}
     evidence = (
         pl.when(pl.col("reason") == "unknown_label")
         .then(label.replace_strict(unknown, default="", return_dtype=pl.String))
+        .when(pl.col("reason") == "invalid_answer")
+        .then(label.replace_strict(invalid, default="", return_dtype=pl.String))
         .when(pl.col("reason") == "missing_label")
         .then(pl.lit("the label is empty"))
         .otherwise(pl.format("{} characters; {} to {} are used", length, pl.lit(section.min_characters), pl.lit(section.max_characters)))

@@ -30,6 +30,7 @@ from tunesmith.entities import DatasetVersion, Record, Run, content_id, utc_now
 from tunesmith.errors import DataError
 from tunesmith.files import file_sha256
 from tunesmith.flow.review import corrections
+from tunesmith.models.json_answers import AnswerRule
 from tunesmith.project import Project, needs_extra
 from tunesmith.review.decisions import Corrections
 from tunesmith.review.harvest import Harvest
@@ -91,6 +92,7 @@ def next_version(project: Project, parent: DatasetVersion | None, harvest: Harve
             project.config.project,
             read_withdrawals(project.root),
             reviewed.discarded,
+            _answer_rule(project),
         )
         said = [f"{len(harvest.feedback)} judgements"] if harvest else []
         said += [f"{reviewed.pending} records corrected in review"] if reviewed.pending else []
@@ -113,6 +115,11 @@ def next_version(project: Project, parent: DatasetVersion | None, harvest: Harve
         )
         done(_rows(version))
         return version
+
+
+def _answer_rule(project: Project) -> AnswerRule | None:
+    """Return what judges the labels of an extraction, None for other tasks."""
+    return AnswerRule(project.config.task.json_schema) if project.config.task.type == "extraction" else None
 
 
 def _judged(harvest: Harvest | None, reviewed: Corrections) -> pl.DataFrame:
@@ -196,7 +203,7 @@ def _input_digest(project: Project, queried: Mapping[str, pl.DataFrame]) -> str:
     digests = [_rows_digest(queried[each.path]) if each.path in queried else _source_digest(project.root, each) for each in project.config.data.sources]
     benchmarks = [_source_digest(project.root, Source(path=path)) for path in project.config.data.contamination.benchmarks]
     withdrawn = [one.document_id for one in read_withdrawals(project.root)]
-    optional = [part for part in (benchmarks, withdrawn) if part]
+    optional = [part for part in (benchmarks, withdrawn, project.config.task.json_schema) if part]
     return content_id("inp", digests, _settings(project), project.config.task.names, *optional)
 
 

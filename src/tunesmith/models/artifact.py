@@ -26,6 +26,7 @@ from tunesmith.errors import DataError, NotFoundError
 from tunesmith.files import file_sha256
 from tunesmith.models.catalog import resolve_base
 from tunesmith.models.engine import Engine, load_tokenizer, resolve
+from tunesmith.models.generator import Generator, load_answerer
 from tunesmith.models.settings import ModelSection, TaskSection
 from tunesmith.models.tokens import Keep, Prompt
 from tunesmith.models.weights import WEIGHTS_FOLDER, fits_fast_pass
@@ -60,7 +61,7 @@ class Artifact:
     model: ModelFile
     calibrator: dict[str, Any]
 
-    def engine(self, root: Path, *, batch_size: int = 32) -> Engine:
+    def engine(self, root: Path, *, batch_size: int = 32) -> Engine | Generator:
         """Load the model as it was evaluated.
 
         Args:
@@ -80,7 +81,7 @@ class Artifact:
         # Precision as trained; the forward pass is chosen for the machine that answers.
         weights = self.folder / WEIGHTS_FOLDER
         section = resolve(self.model.model.model_copy(update={"forward": "auto"}), base.path, fits_fast_pass=fits_fast_pass(weights))
-        return Engine(base.path, prompt, section, weights=weights, batch_size=batch_size)
+        return load_answerer(base.path, prompt, section, weights=weights, batch_size=batch_size)
 
 
 def write_artifact(folder: Path, *, weights: Path, model: ModelFile, calibrator: Mapping[str, Any], chat_template: str, card: str) -> str:

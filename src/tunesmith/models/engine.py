@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from tunesmith.errors import ConfigError
 from tunesmith.models import fast_llama
+from tunesmith.models.answered import Answered
 from tunesmith.models.batch import Batch, scoring_batch
 from tunesmith.models.likelihood import log_probabilities
 from tunesmith.models.processor import multiplies_bfloat16, n_workers
@@ -171,6 +172,12 @@ class Engine:
             if progress:
                 progress(done, len(rows))
         return scores
+
+    def answer(self, texts: Sequence[str], progress: Progress | None = None) -> Answered:
+        """Pick a label for each text."""
+        logits = self.score(texts, progress)
+        chosen = logits.argmax(axis=1).astype(np.int64)
+        return Answered(tuple(self.labels[label] for label in chosen), self.labels, logits, chosen)
 
     def log_probabilities(self, contexts: Sequence[str], continuations: Sequence[str]) -> NDArray[np.float64]:
         """Return log probability in nats and tokens of each continuation after its context, shape (n, 2), apart from the task's prompts."""

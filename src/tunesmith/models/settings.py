@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from tunesmith.models.json_answers import check_schema
 from tunesmith.section import Section
 
 
@@ -26,12 +27,17 @@ class Label(Section):
 class TaskSection(Section):
     """What is decided about each document."""
 
-    type: Literal["classification"] = "classification"
-    """Kind of decision. `classification` picks one label of a closed label space."""
+    type: Literal["classification", "extraction", "chat"] = "classification"
+    """Kind of decision. `classification` picks one label of a closed label space; `extraction` writes JSON that fits `json_schema`; `chat`
+    answers in words. The label column of the data holds the label, the JSON, or the answer."""
     instruction: str = Field(min_length=1)
     """What the model is told to do; the list of answers is added to it."""
-    labels: tuple[Label, ...] = Field(min_length=2)
-    """The label space, in the order in which reports show it. Entries are names, or mappings with `name` and `answer`."""
+    labels: tuple[Label, ...] = ()
+    """The label space of a classification, in the order in which reports show it. Entries are names, or mappings with `name` and `answer`."""
+    json_schema: dict[str, Any] = Field(default_factory=dict)
+    """JSON schema of an extraction: an object whose properties are texts, numbers, booleans, or lists of texts. Answers keep its order of keys."""
+    max_answer_tokens: int = Field(default=128, ge=1)
+    """Most tokens of an extracted or written answer; a longer one is stopped there, and training rows with one are named."""
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -39,6 +45,18 @@ class TaskSection(Section):
         if isinstance(value, list | tuple):
             return [{"name": item} if isinstance(item, str) else item for item in value]
         return value
+
+    @model_validator(mode="after")
+    def _fits_its_type(self) -> Self:
+        if self.type == "classification" and len(self.labels) < 2:
+            raise ValueError(f"a classification needs two labels or more; received {len(self.labels)}")
+        if self.type != "classification" and self.labels:
+            raise ValueError(f"labels belong to a classification; received {len(self.labels)} for {self.type}")
+        if self.type == "extraction":
+            check_schema(self.json_schema)
+        elif self.json_schema:
+            raise ValueError(f"json_schema belongs to an extraction; received one for {self.type}")
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

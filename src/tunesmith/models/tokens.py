@@ -9,12 +9,14 @@ encoded as plain characters: a document cannot end the user's turn.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from tunesmith.errors import ConfigError
+from tunesmith.models.json_answers import parse_answer, write_answer
 from tunesmith.models.settings import TaskSection
 
 Keep = Literal["start", "ends"]
@@ -57,7 +59,12 @@ class Prompt:
 
     @cached_property
     def instruction(self) -> str:
-        """The system message: what to do and the answers to choose from."""
+        """The system message: what to do, and the answers to choose from or the properties to write."""
+        if self.task.type == "extraction":
+            shape = {name: ["..."] if rule["type"] == "array" else "..." for name, rule in self.task.json_schema["properties"].items()}
+            return f"{self.task.instruction} Answer with JSON: {json.dumps(shape, ensure_ascii=False)}"
+        if self.task.type == "chat":
+            return self.task.instruction
         return f"{self.task.instruction} Answer with one of: {', '.join(label.written for label in self.task.labels)}."
 
     def render(self, text: str) -> str:
@@ -86,14 +93,34 @@ class Prompt:
 
     @cached_property
     def answers(self) -> tuple[tuple[int, ...], ...]:
-        """Per label, the token ids of its answer and the stop token."""
-        written = [label.written for label in self.task.labels]
-        return tuple((*ids, self.tokenizer.eos_token_id) for ids in self._encode(written, special=False))
+        """Per label of a classification, the token ids of its answer and the stop token."""
+        return tuple(self._stopped([label.written for label in self.task.labels]))
+
+    def answers_of(self, labels: Sequence[str]) -> list[tuple[int, ...]]:
+        """Return per record the token ids of its right answer and the stop token.
+
+        Args:
+            labels: What the data say: names of the label space, JSON of the schema, or answers in words.
+        """
+        if self.task.type == "classification":
+            of_label = dict(zip(self.task.names, self.answers, strict=True))
+            return [of_label[label] for label in labels]
+        return self._stopped([self.written(label) for label in labels])
+
+    def written(self, label: str) -> str:
+        """Return what the model writes for a right answer of an extraction or a chat."""
+        if self.task.type == "chat":
+            return label
+        return write_answer(self.task.json_schema, parse_answer(self.task.json_schema, label) or {})
+
+    def _stopped(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        return [(*ids, self.tokenizer.eos_token_id) for ids in self._encode(texts, special=False)]
 
     @cached_property
     def text_budget(self) -> int:
         """Most tokens that a text may have, so that any answer fits behind it."""
-        return self.max_length - len(self.prefix) - len(self.suffix) - max(len(answer) for answer in self.answers)
+        longest = max(map(len, self.answers)) if self.answers else self.task.max_answer_tokens
+        return self.max_length - len(self.prefix) - len(self.suffix) - longest
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, uncut."""

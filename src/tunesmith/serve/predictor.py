@@ -17,20 +17,21 @@ from numpy.typing import NDArray
 
 from tunesmith.entities import Deployment, Prediction, new_id, utc_now
 from tunesmith.errors import DataError
+from tunesmith.models.answered import Answered
 from tunesmith.store import Store
 
 Progress = Callable[[int, int], None]
 
 
-class Scorer(Protocol):
-    """Gives a logit to each label of each text."""
+class Answerer(Protocol):
+    """Answers texts."""
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Label names in the order of the scores' columns."""
+        """The label space; empty where answers are written."""
 
-    def score(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
-        """Return shape (n_texts, n_labels)."""
+    def answer(self, texts: Sequence[str], progress: Progress | None = None) -> Answered:
+        """Return an answer to each text, in their order."""
 
 
 class Calibrator(Protocol):
@@ -44,14 +45,14 @@ class Predictor:
     """Answers with one variant of a deployment.
 
     Args:
-        engine: Scores the label space.
+        engine: Answers.
         calibrator: Makes the confidence honest.
         deployment: Who answers.
         variant: The variant's name in the deployment.
         store: Keeps every prediction.
     """
 
-    def __init__(self, engine: Scorer, calibrator: Calibrator, deployment: Deployment, variant: str, store: Store) -> None:
+    def __init__(self, engine: Answerer, calibrator: Calibrator, deployment: Deployment, variant: str, store: Store) -> None:
         self._engine, self._calibrator, self._store = engine, calibrator, store
         self.deployment, self.variant = deployment, variant
         self._one_at_a_time = threading.Lock()
@@ -81,10 +82,9 @@ class Predictor:
             return []
         with self._one_at_a_time:  # the engine uses every core by itself
             started = time.perf_counter()
-            logits = self._engine.score(texts, progress)
+            found = self._engine.answer(texts, progress)
             seconds = (time.perf_counter() - started) / len(texts)
-        raw, honest = _softmax(logits), self._calibrator.probabilities(logits)
-        answers = logits.argmax(axis=1)
+        raw, honest = _softmax(found.logits), self._calibrator.probabilities(found.logits)
         predictions = [
             Prediction(
                 id=new_id("prd"),
@@ -93,14 +93,14 @@ class Predictor:
                 variant=self.variant,
                 text=text,
                 text_sha256=digests[row],
-                label=self.labels[answer],
-                confidence_raw=float(raw[row, answer]),
-                confidence=float(honest[row, answer]),
-                scores={label: float(logit) for label, logit in zip(self.labels, logits[row], strict=True)},
+                label=answer,
+                confidence_raw=float(raw[row, found.chosen[row]]),
+                confidence=float(honest[row, found.chosen[row]]),
+                scores={label: float(logit) for label, logit in zip(found.names, found.logits[row], strict=True)},
                 latency_seconds=seconds,
                 created_at=utc_now(),
             )
-            for row, (text, answer) in enumerate(zip(texts, answers, strict=True))
+            for row, (text, answer) in enumerate(zip(texts, found.answers, strict=True))
         ]
         self._store.put(*predictions)
         return predictions

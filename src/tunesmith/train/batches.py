@@ -68,8 +68,19 @@ def encode_rows(records: pl.DataFrame, prompt: Prompt, section: TrainSection) ->
             f"Received {len(rows.excess):,} of {len(records):,} that do not: {', '.join(rows.excess[:5])}{', ...' if len(rows.excess) > 5 else ''}.",
             hint="Set train.excess_length_strategy to truncate, split or drop, or raise train.max_length.",
         )
-    answer_of = dict(zip(prompt.task.names, prompt.answers, strict=True))
-    for record, label, weight, ids in zip(records["id"], records["label"], records["weight"], texts, strict=True):
+    answers = prompt.answers_of(records["label"].to_list())
+    longest = max(map(len, prompt.answers)) if prompt.answers else prompt.task.max_answer_tokens
+    too_long = [record for record, answer in zip(records["id"], answers, strict=True) if len(answer) > longest]
+    if too_long and section.excess_length_strategy != "drop":
+        raise DataError(
+            f"Every answer must fit task.max_answer_tokens = {longest} with its stop token. "
+            f"Received {len(too_long):,} of {len(records):,} that do not: {', '.join(too_long[:5])}{', ...' if len(too_long) > 5 else ''}.",
+            hint=f"tunesmith plan --set task.max_answer_tokens={max(map(len, answers))}, or train.excess_length_strategy=drop",
+        )
+    rows.excess.extend(too_long)
+    for record, answer, weight, ids in zip(records["id"], answers, records["weight"], texts, strict=True):
+        if len(answer) > longest:
+            continue
         fits = len(ids) <= prompt.text_budget
         if not fits and section.excess_length_strategy == "drop":
             continue
@@ -77,7 +88,7 @@ def encode_rows(records: pl.DataFrame, prompt: Prompt, section: TrainSection) ->
         for piece in pieces:
             rows.record_ids.append(record)
             rows.prompts.append(piece + prompt.suffix)
-            rows.answers.append(answer_of[label])
+            rows.answers.append(answer)
             rows.weights.append(weight)
     if not rows.prompts:
         raise DataError("The train split must hold at least one record that fits. Received none.", hint="tunesmith plan")
