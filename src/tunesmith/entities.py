@@ -267,7 +267,7 @@ class Feedback(Noun):
         """Make a judgement whose value fits its kind.
 
         Args:
-            labels: The label space; a demonstration is one of them.
+            labels: The label space; a demonstration is one of them. Empty where answers are written: then any text may be right.
             prediction_id: What is judged. It may arrive later than its judgement.
             event_id: The sender's idempotency key.
             kind: What is said.
@@ -281,7 +281,7 @@ class Feedback(Noun):
         fits = {"boolean": isinstance(value, bool), "float": is_number}.get(kind, isinstance(value, str))
         if not fits:
             raise DataError(f"The value of a {kind} must be {f'a {kind}' if kind in ('boolean', 'float') else 'text'}. Received: {value!r}.")
-        if kind == "demonstration" and value not in labels:
+        if kind == "demonstration" and labels and value not in labels:
             raise DataError(f"A demonstration must be one of the labels: {'; '.join(labels)}. Received: {value!r}.")
         return cls(id=new_id(cls.prefix), prediction_id=prediction_id, event_id=event_id, kind=kind, value=value, actor=actor, created_at=utc_now())
 

@@ -17,6 +17,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "calibrator": {
         "temperature": "tunesmith.evaluate.calibration:Temperature",
         "platt": "tunesmith.evaluate.calibration:Platt",
+        "likelihood": "tunesmith.evaluate.calibration:Likelihood",
         "none": "tunesmith.evaluate.calibration:Uncalibrated",
     },
     "data_engine": {

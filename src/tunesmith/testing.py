@@ -7,6 +7,7 @@ seconds. Untrained it answers by chance; trained on the tiny project it is right
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,6 +81,32 @@ def tiny_rows(n: int) -> list[tuple[str, str]]:
         draw.shuffle(words)
         rows.append((f"{' '.join(words)} {number}", label))
     return rows
+
+
+def tiny_extraction_project(folder: Path, *, n_rows: int = 120, settings: str = "") -> Path:
+    """Write a project of the task `extraction` on the tiny base model: which product a letter is about, and whether it is urgent. Arguments as in `tiny_project`."""
+    tiny_project(folder, n_rows=n_rows)
+    with (folder / "data" / "records.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for text, label in tiny_rows(n_rows):
+            writer.writerow([text, json.dumps({"product": label, "urgent": label == "card"})])
+    task = """task:
+  type: extraction
+  instruction: Find.
+  json_schema:
+    type: object
+    properties:
+      product: {type: string, enum: [card, loan, mortgage]}
+      urgent: {type: boolean}
+  max_answer_tokens: 40
+"""
+    before, _, rest = _PROJECT.partition("task:\n")
+    after = (
+        rest[rest.index("data:\n") :].replace("max_length: 160", "max_length: 260").replace("num_train_epochs: 12", "num_train_epochs: 20\n  strategy: full")
+    )
+    (folder / "tunesmith.yaml").write_text(before + task + after + settings, encoding="utf-8")
+    return folder
 
 
 def tiny_project(folder: Path, *, n_rows: int = 240, settings: str = "") -> Path:

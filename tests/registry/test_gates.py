@@ -28,8 +28,8 @@ def ask(store, challenger="mdl_1", opponent="base", correct=GOOD, against=POOR, 
         challenger=challenger,
         opponent=opponent,
         record_ids=ids,
-        challenger_correct=correct,
-        opponent_correct=against,
+        challenger_right=correct.astype(float),
+        opponent_right=against.astype(float),
         against_classical=classical,
     )
 
@@ -119,7 +119,7 @@ def test_a_model_that_is_no_better_is_promoted_less_often_than_the_budget_says()
 
 def test_candidates_are_chosen_on_validation():
     refuse_unless_best("run_1", {"run_1": 0.8, "run_2": 0.8, "run_3": 0.1})
-    with pytest.raises(RefusedError, match=r"run_1 with 80\.0 % accuracy there; run_2 has 90\.0 %") as raised:
+    with pytest.raises(RefusedError, match=r"run_1 with 80\.0 % there; run_2 has 90\.0 %") as raised:
         refuse_unless_best("run_1", {"run_1": 0.8, "run_2": 0.9})
     assert raised.value.hint == "tunesmith register --run run_2"
 

@@ -122,19 +122,7 @@ class Platt(_Parameters):
     @classmethod
     def fit(cls, logits: FloatArray, y: IntArray) -> Self:
         """Find slope and intercept with the lowest log loss against (N+ + 1) / (N+ + 2) for right and 1 / (N- + 2) for wrong answers."""
-        from scipy.optimize import minimize
-        from scipy.special import expit
-
-        margin, right = _margin(logits), is_correct(y, logits)
-        target = np.where(right, (right.sum() + 1) / (right.sum() + 2), 1 / ((~right).sum() + 2))
-
-        def loss(parameters: FloatArray) -> tuple[float, FloatArray]:
-            score = parameters[0] * margin + parameters[1]
-            gap = expit(score) - target
-            return float(np.mean(np.logaddexp(0, score) - target * score)), np.array([np.mean(gap * margin), np.mean(gap)])
-
-        found = minimize(loss, x0=[1.0, 0.0], jac=True, bounds=[(0, None), (None, None)], method="L-BFGS-B")
-        return cls(float(found.x[0]), float(found.x[1]))
+        return cls(*_logistic(_margin(logits), is_correct(y, logits)))
 
     def probabilities(self, logits: ArrayLike) -> FloatArray:
         """Return q for the answer and shares of 1 - q for the others."""
@@ -150,8 +138,36 @@ class Platt(_Parameters):
         return _keep_answer(result, top)
 
 
+@dataclass(frozen=True)
+class Likelihood(_Parameters):
+    """For written answers: a logistic curve on their likelihood, P(right) = sigmoid(slope * logit + intercept), slope 0 or more.
+
+    Columns are right and wrong, and labels say which it was: here the probability of being right may fall below one half, and it
+    does where most answers that sound so sure are wrong. Labels are 0 for right and 1 for wrong.
+
+    Source:
+        Platt 1999, Probabilistic Outputs for Support Vector Machines, section 2.2, with its smoothed targets.
+    """
+
+    method = "likelihood"
+    judges = "written"
+    slope: float
+    intercept: float
+
+    @classmethod
+    def fit(cls, logits: FloatArray, y: IntArray) -> Self:
+        """Find slope and intercept with the lowest log loss against smoothed targets."""
+        return cls(*_logistic(logits[:, 0] - logits[:, 1], np.asarray(y) == 0))
+
+    def probabilities(self, logits: ArrayLike) -> FloatArray:
+        """Return the probabilities of being right and wrong, shape (n, 2)."""
+        logits = np.asarray(logits, dtype=np.float64)
+        right = _sigmoid(self.slope * (logits[:, 0] - logits[:, 1]) + self.intercept)
+        return np.column_stack([right, 1 - right])
+
+
 def choose_calibrator(
-    logits: ArrayLike, y: ArrayLike, method: str = "auto", seed: int = 0, *, n_bins: int = 15
+    logits: ArrayLike, y: ArrayLike, method: str = "auto", seed: int = 0, *, n_bins: int = 15, judges: str = "label"
 ) -> tuple[Calibrator, dict[str, dict[str, float]]]:
     """Fit the calibrator that is named, or the best one.
 
@@ -165,6 +181,7 @@ def choose_calibrator(
         method: A plug-in's name, or `auto` for the lowest log loss.
         seed: Seed of the folds.
         n_bins: Bins of the calibration error in the table.
+        judges: What the confidence is about: a `label` that was picked, or a `written` answer.
 
     Returns:
         The calibrator, fitted on all records, and method -> `log_loss` (nats) and `expected_calibration_error`, both
@@ -178,9 +195,11 @@ def choose_calibrator(
     if logits.ndim != 2 or y.shape != logits.shape[:1] or len(y) < 2 or not np.isfinite(logits).all():
         raise DataError(f"Calibration needs two records or more, with finite logits. Received: logits {logits.shape}, labels {y.shape}.")
     fold = np.random.default_rng(seed).permutation(len(y)) % min(FOLDS, len(y))
-    names = sorted(plugins.available("calibrator"), key=lambda name: name != "none")
+    names = sorted((name for name in plugins.available("calibrator") if _fits(name, judges)), key=lambda name: name != "none")
     table = {name: _cross_validate(plugins.load("calibrator", name), logits, y, fold, n_bins) for name in names}
-    chosen = min(names, key=lambda name: table[name]["log_loss"]) if method == "auto" else method
+    if method != "auto":
+        plugins.load("calibrator", method)  # a name that nobody has is an error; one for another kind of answer is not
+    chosen = method if method in names else min(names, key=lambda name: table[name]["log_loss"])
     kind: type[Calibrator] = plugins.load("calibrator", chosen)
     return kind.fit(logits, y), table
 
@@ -195,6 +214,10 @@ def load_calibrator(saved: Mapping[str, Any]) -> Calibrator:
     return kind.from_dict(saved)
 
 
+def _fits(name: str, judges: str) -> bool:
+    return name == "none" or getattr(plugins.load("calibrator", name), "judges", "label") == judges
+
+
 def _cross_validate(kind: type[Calibrator], logits: FloatArray, y: IntArray, fold: IntArray, n_bins: int) -> dict[str, float]:
     held_out = np.empty_like(logits)
     for number in range(fold.max() + 1):
@@ -203,6 +226,22 @@ def _cross_validate(kind: type[Calibrator], logits: FloatArray, y: IntArray, fol
     confidence = np.clip(held_out.max(axis=1), None, 1 - np.finfo(np.float64).eps)
     loss = -np.mean(np.where(is_correct(y, held_out), np.log(confidence), np.log1p(-confidence)))
     return {"log_loss": float(loss), "expected_calibration_error": ExpectedCalibrationError(n_bins)(y, held_out)}
+
+
+def _logistic(margin: FloatArray, right: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return slope, 0 or more, and intercept of a logistic curve with Platt's smoothed targets."""
+    from scipy.optimize import minimize  # here, because serving loads this module without scipy
+    from scipy.special import expit
+
+    target = np.where(right, (right.sum() + 1) / (right.sum() + 2), 1 / ((~right).sum() + 2))
+
+    def loss(parameters: FloatArray) -> tuple[float, FloatArray]:
+        score = parameters[0] * margin + parameters[1]
+        gap = expit(score) - target
+        return float(np.mean(np.logaddexp(0, score) - target * score)), np.array([np.mean(gap * margin), np.mean(gap)])
+
+    found = minimize(loss, x0=[1.0, 0.0], jac=True, bounds=[(0, None), (None, None)], method="L-BFGS-B")
+    return float(found.x[0]), float(found.x[1])
 
 
 def softmax(logits: ArrayLike, temperature: float = 1.0) -> FloatArray:

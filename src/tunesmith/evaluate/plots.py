@@ -28,6 +28,12 @@ TITLES = {
     "macro_f1": "Macro F1",
     "false_positive_rate": "False positive rate",
     "expected_calibration_error": "Calibration error",
+    "micro_f1": "Micro F1",
+    "recall": "Recall",
+    "hallucination_rate": "Hallucination rate",
+    "token_f1": "Token F1",
+    "exact_match": "Exact match",
+    "valid_json_rate": "Valid JSON",
 }
 
 _MOST_CELL_TEXTS = 20
@@ -63,13 +69,14 @@ def intervals(metrics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
         figure = Figure(figsize=(10.6, 1.9), layout="constrained")
         for axes, name in zip(np.atleast_1d(figure.subplots(1, len(shown), sharey=True)), shown, strict=True):
             cells = metrics[name]
-            for height, (model, (_, colour)) in enumerate(reversed(MODELS.items())):
-                cell = cells[model]
+            drawn = [model for model in reversed(MODELS) if model in cells]
+            for height, model in enumerate(drawn):
+                cell, colour = cells[model], MODELS[model][1]
                 axes.plot([cell["low"], cell["high"]], [height, height], color=colour, linewidth=7, alpha=0.35, solid_capstyle="butt")
                 axes.plot(cell["value"], height, "o", color=colour, markersize=4.5)
             # Panels start at zero, so that lengths compare.
-            axes.set(title=TITLES[name], ylim=(-0.6, 2.6), xlim=(0, max(0.01, 1.1 * max(cell["high"] for cell in cells.values()))))
-            axes.set_yticks(range(len(MODELS)), [title for title, _ in reversed(MODELS.values())])
+            axes.set(title=TITLES[name], ylim=(-0.6, len(drawn) - 0.4), xlim=(0, max(0.01, 1.1 * max(cell["high"] for cell in cells.values()))))
+            axes.set_yticks(range(len(drawn)), [MODELS[model][0] for model in drawn])
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
             axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
             axes.tick_params(axis="y", length=0)

@@ -46,9 +46,20 @@ METRIC_NAMES = {
     "macro_f1": "Macro F1",
     "false_positive_rate": "False positive rate",
     "expected_calibration_error": "Expected calibration error",
+    "micro_f1": "Micro F1",
+    "exact_micro_f1": "Micro F1, letter by letter",
+    "precision": "Precision",
+    "recall": "Recall",
+    "hallucination_rate": "Hallucination rate",
+    "missing_field_rate": "Missing field rate",
+    "token_f1": "Token F1",
+    "exact_match": "Exact match",
+    "ungrounded_rate": "Sentences without support (lexical)",
+    "valid_json_rate": "Valid JSON, unconstrained",
     "latency_seconds": "Latency of one answer",
 }
-HIGHER_IS_BETTER = {"accuracy", "macro_f1"}
+"""In the order of the report; one that a task does not have is left out."""
+LOWER_IS_BETTER = {"false_positive_rate", "expected_calibration_error", "hallucination_rate", "missing_field_rate", "ungrounded_rate", "latency_seconds"}
 
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> Path:
@@ -72,7 +83,9 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> Path:
 
 def render(report: Mapping[str, Any]) -> str:
     """Return the page."""
-    pictures = {"intervals": plots.intervals(report["metrics"]), "confusion": plots.confusion(**report["confusion"])}
+    pictures = {"intervals": plots.intervals(report["metrics"])}
+    if "confusion" in report:
+        pictures["confusion"] = plots.confusion(**report["confusion"])
     if "reliability" in report:
         pictures["reliability"] = plots.reliability(**report["reliability"])
     return (
@@ -85,6 +98,7 @@ def render(report: Mapping[str, Any]) -> str:
             pictures={name: Markup(picture) for name, picture in pictures.items()},  # noqa: S704
             model_names={model: title for model, (title, _) in plots.MODELS.items()},
             metric_names=METRIC_NAMES,
+            headline=report.get("headline", "accuracy"),
             outcome=outcome,
             duration=duration,
             size=size,
@@ -114,10 +128,14 @@ def verdict(report: Mapping[str, Any]) -> str:
 
     A difference whose interval holds zero is called level, whatever its sign.
     """
-    tuned, against_base, against_classical = report["metrics"]["accuracy"]["tuned"], report["paired"]["accuracy"], report["paired_classical"]["accuracy"]
+    name = report.get("headline", "accuracy")
+    tuned = report["metrics"][name]["tuned"]
+    against = [_against(report["paired"][name], "the untuned model")]
+    if "paired_classical" in report:
+        against.append(_against(report["paired_classical"][name], "the classical baseline"))
     return (
-        f"Tuned model: {percent(tuned['value'])} [{_bare(tuned['low'])}, {_bare(tuned['high'])}] accuracy on {count(report['n_test'])} test records, "
-        f"{_against(against_base, 'the untuned model')}; {_against(against_classical, 'the classical baseline')}."
+        f"Tuned model: {percent(tuned['value'])} [{_bare(tuned['low'])}, {_bare(tuned['high'])}] {_in_sentence(METRIC_NAMES[name])} "
+        f"on {count(report['n_test'])} test records, {'; '.join(against)}."
     )
 
 
@@ -125,7 +143,7 @@ def outcome(name: str, difference: Mapping[str, float]) -> str:
     """Return `better`, `worse` or `level`: what a paired difference means for the tuned model."""
     if difference["low"] <= 0 <= difference["high"]:
         return "level"
-    return "better" if (difference["difference"] > 0) == (name in HIGHER_IS_BETTER) else "worse"
+    return "better" if (difference["difference"] > 0) == (name not in LOWER_IS_BETTER) else "worse"
 
 
 def percent(ratio: float | None) -> str:
@@ -184,6 +202,10 @@ def _against(difference: Mapping[str, float], opponent: str) -> str:
     if difference["low"] <= 0 <= difference["high"]:
         return f"level with {opponent}"
     return f"{_bare(abs(difference['difference']))} points {'above' if difference['difference'] > 0 else 'below'} {opponent}"
+
+
+def _in_sentence(name: str) -> str:
+    return name[0].lower() + name[1:] if name[1:2].islower() and not name.endswith("F1") else name
 
 
 def _bare(ratio: float) -> str:

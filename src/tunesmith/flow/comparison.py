@@ -18,7 +18,7 @@ from typing import Any
 from tunesmith.config import Config
 from tunesmith.entities import DatasetVersion, Run, content_id, utc_now
 from tunesmith.errors import BackendError, TunesmithError
-from tunesmith.flow.evaluation import read_probes, score_validation, truth
+from tunesmith.flow.scoring import read_probes, score_validation, truth
 from tunesmith.flow.training import plan, run_id, run_plan, train
 from tunesmith.libraries import quiet_libraries
 from tunesmith.project import Progress, Project, needs_extra

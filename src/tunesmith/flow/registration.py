@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from tunesmith.entities import DatasetVersion, Evaluation, ModelVersion, Run, content_id, utc_now
 from tunesmith.flow.dataset import dataset_of
-from tunesmith.flow.evaluation import Calibration, base_scores_file, calibrate, in_order, truth
+from tunesmith.flow.evaluation import Calibration, calibrate
+from tunesmith.flow.scoring import Judged, answer_file, base_scores_file, in_order, is_written, judge_file
 from tunesmith.project import Project, needs_extra
 
 if TYPE_CHECKING:
-    from tunesmith.evaluate.predict_split import SplitScores
     from tunesmith.registry.gates import Verdict
 
 CHAMPION = "champion"
@@ -32,21 +32,18 @@ def register(project: Project, run: Run, evaluation: Evaluation, calibration: Ca
         RefusedError: another run of the same dataset version is better on validation, or the run forgot more than its budget.
     """
     with needs_extra("train"):
-        from tunesmith.evaluate.metrics import is_correct
-        from tunesmith.evaluate.predict_split import SplitScores
         from tunesmith.registry.gates import judge, refuse_over_budget, refuse_unless_best
     calibration = calibration or calibrate(project, evaluation)
     with project.step("register") as done:
-        refuse_unless_best(run.id, _validation_accuracy(project, run))
+        refuse_unless_best(run.id, _validation_scores(project, run))
         if "forgetting" in calibration.report:
             refuse_over_budget(calibration.report["forgetting"], project.config.evaluate.max_forgetting)
         name = project.config.model_name
         version = _model_version(project, run, evaluation, calibration)
         dataset = dataset_of(project, run)
-        tuned = SplitScores.load(project.root / evaluation.path / "tuned-test.parquet")
-        y = truth(project, dataset, tuned)
+        tuned = judge_file(project, dataset, project.root / evaluation.path / "tuned-test.parquet")
         holder = project.store.alias(name, CHAMPION)
-        opponent, opponent_scores = _opponent(project, holder, version, dataset, tuned)
+        opponent, rival = _opponent(project, holder, version, dataset, tuned)
         verdict = judge(
             project.store,
             project.config.registry,
@@ -55,13 +52,14 @@ def register(project: Project, run: Run, evaluation: Evaluation, calibration: Ca
             challenger=version.id,
             opponent=opponent,
             record_ids=tuned.ids,
-            challenger_correct=is_correct(y, tuned.logits),
-            opponent_correct=is_correct(y, opponent_scores.logits),
+            challenger_right=tuned.right,
+            opponent_right=rival.right,
+            measure="F1" if is_written(project) else "accuracy",
             against_classical=calibration.report["classical_verdict"],
             seed=project.config.evaluate.seed,
         )
         if project.tracker:  # every time, so that what a kill left undone here is done by the next command
-            tags = {"tunesmith.run": run.id, "tunesmith.classical": verdict.against_classical}
+            tags = {"tunesmith.run": run.id, "tunesmith.classical": verdict.against_classical or "none"}
             project.tracker.register(name, version.id, run.id, project.root / version.path, tags)
             if (current := project.store.alias(name, CHAMPION)) is not None:
                 project.tracker.set_alias(name, CHAMPION, current)
@@ -69,39 +67,35 @@ def register(project: Project, run: Run, evaluation: Evaluation, calibration: Ca
         return version, verdict
 
 
-def _opponent(project: Project, holder: str | None, version: ModelVersion, dataset: DatasetVersion, tuned: SplitScores) -> tuple[str, SplitScores]:
-    """Return whom the gate compares with, and its scores on the same test rows: the champion, or the base model at first."""
-    from tunesmith.evaluate.predict_split import SplitScores, score_split
-
+def _opponent(project: Project, holder: str | None, version: ModelVersion, dataset: DatasetVersion, tuned: Judged) -> tuple[str, Judged]:
+    """Return whom the gate compares with, and its answers to the same test rows: the champion, or the base model at first."""
     first = project.store.looks_of(version.id)
     if holder is not None and first and holder == version.id:
         holder = None if first[0]["opponent_id"] == "base" else first[0]["opponent_id"]
-    test = in_order(project, dataset, tuned)
+    test = in_order(project, dataset, tuned.ids)
     if holder is None:
-        return "base", SplitScores.load(base_scores_file(project, test))
+        return "base", judge_file(project, dataset, base_scores_file(project, test))
     champion = project.store.get(ModelVersion, holder)
     own = project.store.get(Evaluation, champion.evaluation_id)
-    scores = SplitScores.load(project.root / own.path / "tuned-test.parquet")
-    if scores.ids != tuned.ids:  # the test split grew since: the champion answers the new rows too
+    rival = judge_file(project, dataset, project.root / own.path / "tuned-test.parquet")
+    if rival.ids != tuned.ids:  # the test split grew since: the champion answers the new rows too
         from tunesmith.models.artifact import open_artifact
 
-        engine = open_artifact(project.root / champion.path, champion.sha256).engine(project.root)
-        scores = score_split(engine, test, project.config.task.names, lambda at, n: project.progress.advance(at, n, "champion, test"))
-    return champion.id, scores
+        file = project.state / "scores" / f"{content_id('chm', champion.id, sorted(tuned.ids))}.parquet"
+        if not file.exists():
+            answer_file(project, open_artifact(project.root / champion.path, champion.sha256).engine(project.root), test, file, "champion, test")
+        rival = judge_file(project, dataset, file)
+    return champion.id, rival
 
 
-def _validation_accuracy(project: Project, run: Run) -> dict[str, float]:
-    """Return run id -> accuracy on validation, of every evaluated run of the same dataset version."""
-    from tunesmith.evaluate.metrics import is_correct
-    from tunesmith.evaluate.predict_split import SplitScores
-
+def _validation_scores(project: Project, run: Run) -> dict[str, float]:
+    """Return run id -> mean score on validation, of every evaluated run of the same dataset version."""
     dataset = dataset_of(project, run)
-    accuracy = {}
-    for evaluation in project.store.all(Evaluation):
-        if evaluation.dataset_version_id == dataset.id:
-            scores = SplitScores.load(project.root / evaluation.path / "tuned-validation.parquet")
-            accuracy[evaluation.run_id] = float(is_correct(truth(project, dataset, scores), scores.logits).mean())
-    return accuracy
+    return {
+        evaluation.run_id: float(judge_file(project, dataset, project.root / evaluation.path / "tuned-validation.parquet").right.mean())
+        for evaluation in project.store.all(Evaluation)
+        if evaluation.dataset_version_id == dataset.id
+    }
 
 
 def _model_version(project: Project, run: Run, evaluation: Evaluation, calibration: Calibration) -> ModelVersion:

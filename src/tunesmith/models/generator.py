@@ -120,7 +120,7 @@ class Generator:
         # On the left, so that every answer begins in the same column.
         input_ids = torch.tensor([[stop] * (width - len(ids)) + ids for ids in whole], device=device)
         mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in whole], device=device)
-        follow = LogitsProcessorList([_FollowsSchema(self._matcher, len(rows), width)]) if constrained and self.prompt.task.type == "extraction" else None
+        follow = LogitsProcessorList([_FollowsSchema(self._matcher, len(rows), width, stop)]) if constrained and self.prompt.task.type == "extraction" else None
         with torch.autocast(device.type, getattr(torch, self._section.dtype), enabled=self._casts):
             made = self._model.generate(
                 input_ids=input_ids,
@@ -187,10 +187,11 @@ def _until(ids: list[int], stop: int) -> list[int]:
 class _FollowsSchema(LogitsProcessor):  # type: ignore[misc]
     """Leaves each row only the tokens with which its answer can still become one of the schema."""
 
-    def __init__(self, matcher: Callable[[], Any], n_rows: int, width: int) -> None:
+    def __init__(self, matcher: Callable[[], Any], n_rows: int, width: int, stop: int) -> None:
         import llguidance.torch as masks
 
         self._masks, self._matchers, self._width = masks, [matcher() for _ in range(n_rows)], width
+        self._stop = stop
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if input_ids.shape[1] > self._width:
@@ -201,8 +202,10 @@ class _FollowsSchema(LogitsProcessor):  # type: ignore[misc]
         for row, matcher in enumerate(self._matchers):
             if not matcher.is_stopped():
                 self._masks.fill_next_token_bitmask(matcher, mask, row)
-            else:
-                mask[row] = -1  # the row has ended: what follows is padding
         scores = scores.clone()
         self._masks.apply_token_bitmask_inplace(scores, mask.to(scores.device))
+        for row, matcher in enumerate(self._matchers):
+            if matcher.is_stopped():  # the answer is whole
+                scores[row] = float("-inf")
+                scores[row, self._stop] = 0.0
         return scores

@@ -31,7 +31,7 @@ class Verdict(BaseModel):
     """What the gate said about a challenger, and why.
 
     Attributes:
-        difference, low, high: accuracy of the challenger minus the opponent's on the same test rows, with its interval.
+        difference, low, high: accuracy (of written answers: mean F1) of the challenger minus the opponent's on the same test rows, with its interval.
         level: level of that interval, 1 minus what this look spent.
         look: number of this look at the test split, from 1.
         against_classical: whether the challenger wins, is level or loses against the classical baseline.
@@ -48,7 +48,7 @@ class Verdict(BaseModel):
     level: float
     look: int
     n_test: int
-    against_classical: ClassicalVerdict
+    against_classical: ClassicalVerdict | None
 
 
 def error_spent(budget: float, look: int) -> float:
@@ -74,9 +74,10 @@ def judge(
     challenger: str,
     opponent: str,
     record_ids: Sequence[str],
-    challenger_correct: NDArray[np.bool_],
-    opponent_correct: NDArray[np.bool_],
-    against_classical: ClassicalVerdict,
+    challenger_right: NDArray[np.float64],
+    opponent_right: NDArray[np.float64],
+    against_classical: ClassicalVerdict | None,
+    measure: str = "accuracy",
     seed: int = 0,
 ) -> Verdict:
     """Look at the test split once and give the challenger the alias if it passes.
@@ -89,9 +90,10 @@ def judge(
         challenger: Id of the challenging model version.
         opponent: Id of the champion, or `base`.
         record_ids: The test rows, n of them.
-        challenger_correct: shape (n,). Whether the challenger's answer to each row is right.
-        opponent_correct: shape (n,). The same of the opponent.
-        against_classical: What the evaluation found.
+        challenger_right: shape (n,), in [0, 1]. How right the challenger's answer to each row is.
+        opponent_right: shape (n,). The same of the opponent.
+        against_classical: What the evaluation found; None where there is no classical opponent.
+        measure: What the mean over rows is called.
         seed: Seed of the bootstrap.
 
     Returns:
@@ -106,11 +108,11 @@ def judge(
     spent = error_spent(section.error_budget, look)
     # Enough resamples that some 25 lie beyond each end of the interval.
     bootstrap = Bootstrap(len(record_ids), n_samples=min(50_000, max(2000, math.ceil(50 / spent))), level=1 - spent, seed=seed)
-    difference = bootstrap.difference(mean_of_sums, counted(challenger_correct.astype(float)), counted(opponent_correct.astype(float)))
+    difference = bootstrap.difference(mean_of_sums, counted(challenger_right), counted(opponent_right))
     beats = difference.low > 0
     meets_classical = against_classical == "wins" or not section.require_beats_classical
     interval = f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
-    figures = f"{100 * difference.value:+.1f} points of accuracy {interval} on {len(record_ids):,} test records"
+    figures = f"{100 * difference.value:+.1f} points of {measure} {interval} on {len(record_ids):,} test records"
     rival = "the base model" if opponent == "base" else f"the champion {opponent}"
     reason = f"{'better than' if beats else 'not shown to be better than'} {rival}: {figures}, interval at {100 * (1 - spent):.2f} % (look {look})"
     if beats and not meets_classical:
@@ -160,20 +162,20 @@ def refuse_over_budget(forgetting: Mapping[str, Any], budget: float | None) -> N
         )
 
 
-def refuse_unless_best(candidate: str, validation_accuracy: dict[str, float]) -> None:
+def refuse_unless_best(candidate: str, validation_score: dict[str, float]) -> None:
     """Refuse a run that another run of the same dataset version beats on validation, before the test split is looked at.
 
     Args:
         candidate: Id of the run.
-        validation_accuracy: Run id -> accuracy on validation, of every evaluated run of the dataset version.
+        validation_score: Run id -> accuracy, or mean F1 of written answers, on validation, of every evaluated run of the dataset version.
 
     Raises:
         RefusedError: names the better run.
     """
-    best = max(validation_accuracy, key=lambda run: (validation_accuracy[run], run == candidate))
+    best = max(validation_score, key=lambda run: (validation_score[run], run == candidate))
     if best != candidate:
         raise RefusedError(
-            f"Candidates are chosen on validation. Received {candidate} with {100 * validation_accuracy[candidate]:.1f} % accuracy there; "
-            f"{best} has {100 * validation_accuracy[best]:.1f} %. The test split was not looked at.",
+            f"Candidates are chosen on validation. Received {candidate} with {100 * validation_score[candidate]:.1f} % there; "
+            f"{best} has {100 * validation_score[best]:.1f} %. The test split was not looked at.",
             hint=f"tunesmith register --run {best}",
         )

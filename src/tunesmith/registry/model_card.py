@@ -9,6 +9,8 @@ from tunesmith.entities import DatasetVersion, Run
 from tunesmith.evaluate.goals import goals_in_words
 from tunesmith.models.artifact import ModelFile
 
+_WRITTEN_LIMIT = "It may write what the text does not say; the rates above tell how often it did on the test records."
+
 
 def model_card(model: ModelFile, run: Run, dataset: DatasetVersion, report: Mapping[str, Any]) -> str:
     """Write the model card as Markdown.
@@ -19,11 +21,14 @@ def model_card(model: ModelFile, run: Run, dataset: DatasetVersion, report: Mapp
         dataset: The dataset version it was trained and tested on.
         report: The evaluation's report, as report.json holds it.
     """
-    models = ("base", "classical", "tuned")
+    models = [each for each in ("base", "classical", "tuned") if each in next(iter(report["metrics"].values()))]
     scores = {name.replace("_", " "): [_cell(figures[model]) for model in models] for name, figures in report["metrics"].items()}
     rows = "\n".join(f"| {' | '.join((name, *cells))} |" for name, cells in scores.items())
     labels = "\n".join(f"- {label.name}" + (f" (writes `{label.written}`)" if label.written != label.name else "") for label in model.task.labels)
-    against = {"wins": "It beats", "level": "It is level with", "loses": "It loses against"}[report["classical_verdict"]]
+    against = {"wins": "It beats", "level": "It is level with", "loses": "It loses against", None: ""}[report["classical_verdict"]]
+    opponent = f"{against} a classical baseline trained on the same rows and reading the full text.\n" if against else ""
+    answers = f"## Labels\n\n{labels}" if labels else f"## Answers\n\n{_answers(model)}"
+    limit = "It picks one of the labels above for any text, also for a text that is about something else." if labels else _WRITTEN_LIMIT
     lines = goals_in_words(report.get("goals", []))
     goals = "\n".join(("", "## Goals", "", *(f"- {line}" for line in lines), "")) if lines else ""
     return f"""# Model card of {run.id}
@@ -32,20 +37,17 @@ def model_card(model: ModelFile, run: Run, dataset: DatasetVersion, report: Mapp
 
 Adapter ({run.strategy}) for **{run.base_model}**, licence {model.license}, {model.source} (sha256 `{model.base_sha256}`).
 
-## Labels
-
-{labels}
+{answers}
 
 ## Scores
 
 On {report["n_test"]:,} test records that no training, calibration or choice has seen, value [interval]:
 
-| metric | base | classical | tuned |
-|---|---|---|---|
+| metric | {" | ".join(models)} |
+|---|{"---|" * len(models)}
 {rows}
 
-{against} a classical baseline (TF-IDF with logistic regression) trained on the same rows and reading the full text.
-Confidences are calibrated by {report.get("calibration", {}).get("method", "nothing yet")} on {dataset.rows["calibration"]:,} records of their own.
+{opponent}Confidences are calibrated by {report.get("calibration", {}).get("method", "nothing yet")} on {dataset.rows["calibration"]:,} records of their own.
 {goals}
 ## Data
 
@@ -54,10 +56,16 @@ Dropped, each with its reason: {", ".join(f"{count:,} {reason}" for reason, coun
 
 ## Limits
 
-- It picks one of the labels above for any text, also for a text that is about something else.
+- {limit}
 - A text longer than {model.max_length} tokens with its prompt is cut ({model.truncate_keep} is kept).
 - The scores hold for texts like the test records; elsewhere measure again.
 """
+
+
+def _answers(model: ModelFile) -> str:
+    if model.task.type == "chat":
+        return f"Written in words, at most {model.task.max_answer_tokens} tokens."
+    return "JSON with the properties " + ", ".join(f"`{name}` ({rule['type']})" for name, rule in model.task.json_schema["properties"].items()) + "."
 
 
 def _cell(figure: Mapping[str, float]) -> str:

@@ -132,6 +132,8 @@ def create_app(predictor: Predictor, store: Store, section: ServeSection, model_
     def classify(body: ClassifyRequest) -> ClassifyResponse:
         """Answer one text with a label and its calibrated confidence."""
         check_model(body.model)
+        if not predictor.labels:
+            raise DataError("classify needs a model with a label space. Received: one that writes its answers.", hint="POST /v1/chat/completions")
         found = predictor.predict([body.text])[0]
         return ClassifyResponse(
             prediction_id=found.id,
@@ -146,7 +148,7 @@ def create_app(predictor: Predictor, store: Store, section: ServeSection, model_
         """Answer the last user message in OpenAI's format; `tunesmith` holds the prediction id and the calibrated confidence."""
         check_model(body.model)
         if body.stream:
-            raise DataError("stream must be false: an answer is one label.", hint="Leave stream out.")
+            raise DataError("stream must be false: an answer is checked and stored as a whole.", hint="Leave stream out.")
         texts = [message.content for message in body.messages if message.role == "user"]
         if not texts:
             raise DataError("messages must hold a message with the role user. Received none.")

@@ -135,7 +135,7 @@ def _show_outcome(project: Project, outcome: Outcome, as_json: bool) -> None:
         "report": str(outcome.calibration.html),
         "metrics": report["metrics"],
         "paired": report["paired"],
-        "paired_classical": report["paired_classical"],
+        "paired_classical": report.get("paired_classical"),
     }
     passed = outcome.verdict.passed
     gate = f"Gate: {'passed' if passed else 'refused'}, {outcome.verdict.reason}."
@@ -218,9 +218,9 @@ def report_in_words(report: dict[str, object]) -> str:
     from tunesmith.evaluate.report import METRIC_NAMES, verdict
 
     metrics: dict[str, dict[str, dict[str, float]]] = report["metrics"]  # type: ignore[assignment]
-    models = ("base", "classical", "tuned")
-    header = f"  {'':<28}" + "".join(f"{model:>22}" for model in models)
-    rows = [f"  {METRIC_NAMES[name]:<28}" + "".join(f"{_figure(figures[model]):>22}" for model in models) for name, figures in metrics.items()]
+    models = [model for model in ("base", "classical", "tuned") if model in next(iter(metrics.values()))]
+    header = f"  {'':<36}" + "".join(f"{model:>22}" for model in models)
+    rows = [f"  {METRIC_NAMES[name]:<36}" + "".join(f"{_figure(figures[model]):>22}" for model in models) for name, figures in metrics.items()]
     if "forgetting" in report:
         rows.append(_forgetting_in_words(report["forgetting"]))  # type: ignore[arg-type]
     goals = [f"  {line}" for line in goals_in_words(report.get("goals", []))]  # type: ignore[arg-type]

@@ -1,0 +1,196 @@
+"""What models said about a split, kept as files: labels of a classification, or written answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from tunesmith.entities import DatasetVersion, Run, content_id
+from tunesmith.errors import ConfigError
+from tunesmith.flow.dataset import read
+from tunesmith.project import Project
+
+if TYPE_CHECKING:
+    from tunesmith.evaluate.forgetting import Probes, ProbeScores
+    from tunesmith.evaluate.predict_split import SplitScores
+    from tunesmith.models.engine import Engine
+    from tunesmith.models.generator import Generator
+
+# Bump when the same model would say something else about the same records.
+STEP_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How good each answer of one model on one split is.
+
+    Attributes:
+        ids: Record ids, n of them.
+        right: shape (n,), in [0, 1]. Of a label whether it is right, of a written answer its F1.
+    """
+
+    ids: tuple[str, ...]
+    right: NDArray[np.float64]
+
+
+def is_written(project: Project) -> bool:
+    """Whether the task's answers are written, not picked from a label space."""
+    return project.config.task.type != "classification"
+
+
+def score_all(project: Project, run: Run, dataset: DatasetVersion, folder: Path) -> None:
+    """Let the base model, the run and a classical opponent answer what they have to, and write the files that are missing."""
+    records = read(project, dataset)
+    common: dict[str, Any] = {
+        "folder": folder,
+        "base_file": base_scores_file(project, records.filter(pl.col("split") == "test")),
+        "probes": read_probe_texts(project),
+        "base_probes_file": base_probes_file(project),
+        "n_latencies": project.config.evaluate.latency_samples,
+        "progress": project.progress.advance,
+    }
+    task = project.config.task
+    if is_written(project):
+        from tunesmith.evaluate.score_written import score_written
+
+        score_written(records, task.type, task.json_schema, base=lambda: writer(project, None), tuned=lambda: writer(project, run), **common)
+        return
+    from tunesmith.evaluate.score_models import score_models
+
+    score_models(records, task.names, base=lambda: engine(project, None), tuned=lambda: engine(project, run), **common)
+
+
+def judge_file(project: Project, dataset: DatasetVersion, file: Path) -> Judged:
+    """Judge a file of answers by the labels of a dataset version.
+
+    Raises:
+        NotFoundError: there is no such file.
+    """
+    if is_written(project):
+        from tunesmith.evaluate.score_written import WrittenScores, record_f1
+
+        written = WrittenScores.load(file)
+        task = project.config.task
+        return Judged(written.ids, record_f1(task.type, task.json_schema, written.answers, in_order(project, dataset, written.ids)))
+    from tunesmith.evaluate.metrics import is_correct
+    from tunesmith.evaluate.predict_split import SplitScores
+
+    scores = SplitScores.load(file)
+    return Judged(scores.ids, is_correct(truth(project, dataset, scores), scores.logits).astype(np.float64))
+
+
+def answer_file(project: Project, model: Engine | Generator, records: pl.DataFrame, file: Path, what: str) -> None:
+    """Let a model answer records and write the file."""
+
+    def tell(done: int, total: int) -> None:
+        project.progress.advance(done, total, what)
+
+    if is_written(project):
+        from tunesmith.evaluate.score_written import write_split
+
+        write_split(model, records, tell).save(file)  # type: ignore[arg-type]
+        return
+    from tunesmith.evaluate.predict_split import score_split
+
+    score_split(model, records, project.config.task.names, tell).save(file)  # type: ignore[arg-type]
+
+
+def engine(project: Project, run: Run | None) -> Engine:
+    """Load what scores the label space: a run, or the base model where it is None."""
+    from tunesmith.models.engine import Engine
+
+    weights = _weights(project, run)
+    return Engine(project.base.path, project.prompt, project.answering(weights), weights=weights, batch_size=project.config.evaluate.batch_size)
+
+
+def writer(project: Project, run: Run | None) -> Generator:
+    """Load what writes answers: a run, or the base model where it is None."""
+    from tunesmith.models.generator import Generator
+
+    weights = _weights(project, run)
+    return Generator(project.base.path, project.prompt, project.answering(weights), weights=weights, batch_size=project.config.evaluate.batch_size)
+
+
+def _weights(project: Project, run: Run | None) -> Path | None:
+    from tunesmith.models.weights import WEIGHTS_FOLDER
+
+    return project.root / run.path / WEIGHTS_FOLDER if run else None
+
+
+def score_validation(project: Project, dataset: DatasetVersion, run: Run | None) -> SplitScores:
+    """Let a run, or the base model where it is None, answer the validation split; what was answered before is read again.
+
+    Candidates are chosen by this, so that the test split stays unseen.
+
+    Raises:
+        ConfigError: the task is no classification.
+    """
+    from tunesmith.evaluate.predict_split import SplitScores
+
+    if is_written(project):
+        raise ConfigError(f"Candidates are compared on classifications only, so far. Received: task.type {project.config.task.type}.", hint="tunesmith run")
+    records = read(project, dataset).filter(pl.col("split") == "validation")
+    file = project.root / run.path / "validation.parquet" if run else base_scores_file(project, records)
+    if not file.exists():
+        answer_file(project, engine(project, run), records, file, f"{run.id if run else 'base model'}, validation")
+    return SplitScores.load(file)
+
+
+def read_probes(project: Project, run: Run | None) -> ProbeScores:
+    """Let a run, or the base model where it is None, read the probes of forgetting; what was read before is loaded."""
+    from tunesmith.evaluate.forgetting import ProbeScores, score_probes
+
+    file = project.root / run.path / "probes.json" if run else base_probes_file(project)
+    probes = read_probe_texts(project)
+    if not file.exists() and probes:
+        score_probes(writer(project, run) if is_written(project) else engine(project, run), probes).save(file)
+    return ProbeScores.load(file)
+
+
+def read_probe_texts(project: Project) -> Probes | None:
+    """Return the probes of forgetting, or None where they are turned off."""
+    from tunesmith.evaluate.forgetting import load_probes
+
+    section = project.config.evaluate
+    return load_probes(project.root / section.general_text if section.general_text else None) if section.forgetting else None
+
+
+def base_probes_file(project: Project) -> Path:
+    """Name what the base model said about the probes by what it depends on."""
+    probes, section = read_probe_texts(project), project.answering(None)
+    read_texts = [probes.texts, probes.questions] if probes else []
+    key = content_id("prb", project.base.sha256, section.dtype, section.forward, read_texts, STEP_VERSION)
+    return _scores_folder(project) / f"{key}.json"
+
+
+def base_scores_file(project: Project, records: pl.DataFrame) -> Path:
+    """Name the base model's answers by what they depend on: a later run on the same records finds them."""
+    task = project.config.task
+    free = [task.json_schema, task.max_answer_tokens] if is_written(project) else []
+    prompt = (project.prompt.render(""), project.prompt.max_length, project.prompt.keep, [label.written for label in task.labels], *free)
+    section = project.answering(None)
+    key = content_id("scr", project.base.sha256, section.dtype, section.forward, prompt, sorted(records["id"]), STEP_VERSION)
+    return _scores_folder(project) / f"{key}.parquet"
+
+
+def _scores_folder(project: Project) -> Path:
+    folder = project.state / "scores"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def truth(project: Project, dataset: DatasetVersion, scores: SplitScores) -> Any:
+    """Return the right label of each scored record, as indices."""
+    from tunesmith.evaluate.predict_split import label_indices
+
+    return label_indices(in_order(project, dataset, scores.ids), project.config.task.names)
+
+
+def in_order(project: Project, dataset: DatasetVersion, ids: tuple[str, ...]) -> pl.DataFrame:
+    """Return records of a dataset version in the order of their ids."""
+    return pl.DataFrame({"id": list(ids)}).join(read(project, dataset), on="id", how="left", maintain_order="left")
