@@ -84,7 +84,7 @@ def tiny_rows(n: int) -> list[tuple[str, str]]:
 
 
 def tiny_extraction_project(folder: Path, *, n_rows: int = 120, settings: str = "") -> Path:
-    """Write a project of the task `extraction` on the tiny base model: which product a letter is about, and whether it is urgent. Arguments as in `tiny_project`."""
+    """Write a project of the task `extraction` on the tiny base model: a letter's product and whether it is urgent. Arguments as in `tiny_project`."""
     tiny_project(folder, n_rows=n_rows)
     with (folder / "data" / "records.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

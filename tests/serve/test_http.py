@@ -107,7 +107,12 @@ def test_chat_completions_have_the_shape_that_openai_clients_read(client, store)
         ("classify", {"text": "a", "model": "other"}, 404, "model must be 'letters' or 'mdl_1'. Received: 'other'."),
         ("chat/completions", {"messages": []}, 422, "messages: List should have at least 1 item after validation, not 0"),
         ("chat/completions", {"messages": [{"role": "system", "content": "a"}]}, 422, "messages must hold a message with the role user. Received none."),
-        ("chat/completions", {"messages": [{"role": "user", "content": "a"}], "stream": True}, 422, "stream must be false: an answer is one label."),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": "a"}], "stream": True},
+            422,
+            "stream must be false: an answer is checked and stored as a whole.",
+        ),
     ],
 )
 def test_bad_requests_are_told_the_rule_and_leave_nothing(client, store, path, body, status, message):
