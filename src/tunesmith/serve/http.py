@@ -148,7 +148,7 @@ def create_app(predictor: Predictor, store: Store, section: ServeSection, model_
         """Answer the last user message in OpenAI's format; `tunesmith` holds the prediction id and the calibrated confidence."""
         check_model(body.model)
         if body.stream:
-            raise DataError("stream must be false: an answer is checked and stored as a whole.", hint="Leave stream out.")
+            raise DataError("stream must be false: an answer is stored whole.", hint="Leave stream out.")
         texts = [message.content for message in body.messages if message.role == "user"]
         if not texts:
             raise DataError("messages must hold a message with the role user. Received none.")
