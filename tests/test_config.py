@@ -147,7 +147,8 @@ def _fields(model: type[BaseModel], at: str = ""):
     for name, field in model.model_fields.items():
         yield f"{at}{name}", field
         section = _section_of(field.annotation)
-        if section:
+        is_told_elsewhere = at and any(top.annotation is section for top in Config.model_fields.values())
+        if section and not is_told_elsewhere:
             yield from _fields(section, f"{at}{name}.")
 
 
@@ -159,7 +160,7 @@ def test_every_key_has_a_description():
 def test_explain_lists_every_key_once_and_finds_a_section():
     keys = [row["key"] for row in explain()]
     assert len(keys) == len(set(keys)) == len(list(_fields(Config)))
-    assert {"train", "train.learning_rate", "data.sources[].path"} <= set(keys)
+    assert {"train", "train.learning_rate", "data.sources[].path", "compare.candidates", "sweep.parameters.KEY.low"} <= set(keys)
     assert all(row["key"].startswith("train") for row in explain("train"))
 
 
@@ -184,3 +185,63 @@ def test_init_writes_a_file_that_loads_whatever_the_folder_is_called(load, folde
 @pytest.mark.parametrize("file", sorted(Path(__file__).parents[1].glob("examples/*/tunesmith*.yaml")), ids=lambda file: f"{file.parent.name}/{file.name}")
 def test_the_examples_load(file):
     assert load_config(file).project
+
+
+# A sweep's keys and values pass the check that a file with them would
+
+
+def swept(*lines):
+    return GOOD + "sweep:\n  parameters:\n" + "".join(f"    {line}\n" for line in lines)
+
+
+def test_a_sweep_takes_lists_and_ranges_by_path_or_nested(load):
+    by_path = load(swept("train.learning_rate: {low: 1e-4, high: 1e-2, log: true}", "train.lora_r: [4, 8]")).sweep
+    nested = load(swept("train:", "  learning_rate: {low: 1e-4, high: 1e-2, log: true}", "  lora_r: [4, 8]")).sweep
+    assert (
+        by_path == nested == load(GOOD, "sweep.parameters.train.learning_rate={low: 1e-4, high: 1e-2, log: true}", "sweep.parameters.train.lora_r=[4, 8]").sweep
+    )
+    assert by_path.parameters["train.lora_r"].ends == (4, 8)
+    assert by_path.parameters["train.learning_rate"].ends == (1e-4, 1e-2)
+
+
+def test_all_errors_of_a_sweep_come_at_once_with_their_place(load):
+    text = swept(
+        "train.lora_rr: [4, 8]", "train.lora_r: [0, 8, many]", "train.strategy: [lora, magic]", "data.seed: [1, 2]",
+        "train.save_steps: [1, 2]", "train.warmup_ratio: {low: 0, high: 2}", "train.num_train_epochs: {low: 1.5, high: 3}",
+    )  # fmt: skip
+    assert errors_of(load, text) == [
+        "tunesmith.yaml:14:5: sweep.parameters.train.lora_rr: unknown key. Did you mean 'train.lora_r'?",
+        "tunesmith.yaml:15:5: sweep.parameters.train.lora_r: input should be greater than or equal to 1. Received: 0.",
+        "tunesmith.yaml:15:5: sweep.parameters.train.lora_r: input should be a valid integer, unable to parse string as an integer. Received: \"many\".",
+        "tunesmith.yaml:16:5: sweep.parameters.train.strategy: must be one of full, lora, qlora, prefix.",
+        "tunesmith.yaml:17:5: sweep.parameters.data.seed: must be a key below task, model, train.",
+        "tunesmith.yaml:18:5: sweep.parameters.train.save_steps: changes nothing that is learnt.",
+        "tunesmith.yaml:19:5: sweep.parameters.train.warmup_ratio: input should be less than 1. Received: 2.",
+        "tunesmith.yaml:20:5: sweep.parameters.train.num_train_epochs: input should be a valid integer, got a number with a fractional part. Received: 1.5.",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "rule"),
+    [
+        ("{low: 2, high: 1}", "must be a list of values, or a range with low < high."),
+        ("[]", "must be a list of values, or a range with low < high."),
+        ("{low: 0, high: 1, log: true}", "log needs low > 0 and no step."),
+        ("{low: 1, hihg: 2}", "unknown key. Did you mean 'high'?"),
+    ],
+)
+def test_values_that_are_no_range_are_refused(load, value, rule):
+    (error, *_) = errors_of(load, swept(f"train.learning_rate: {value}"))
+    assert error.endswith(rule)
+
+
+def test_a_direction_that_the_metric_does_not_have_is_refused(load):
+    (error,) = errors_of(load, GOOD + "sweep: {metric: log_loss, direction: maximize}\n")
+    assert error == "tunesmith.yaml:12:1: sweep: log_loss is better when it is lower: direction must be auto or the same."
+    assert not load(GOOD + "sweep: {metric: log_loss}\n").sweep.maximizes
+
+
+def test_a_swept_strategy_keeps_the_usual_learning_rate_of_each(load):
+    text = GOOD.replace("  learning_rate: 1e-3\n", "  strategy: prefix\n") + "sweep: {parameters: {train.strategy: [full, lora]}}\n"
+    assert load(text, "train.strategy=full").train.learning_rate == 5e-5
+    assert load(text, "train.strategy=lora").train.learning_rate == 1e-3

@@ -6,11 +6,12 @@ train.learning_rate=1e-4` passes the same check. Nothing here touches the disk b
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -26,9 +27,12 @@ from tunesmith.registry.settings import RegistrySection
 from tunesmith.review.settings import ReviewSection
 from tunesmith.section import Section
 from tunesmith.serve.settings import ServeSection
-from tunesmith.train.settings import CompareSection, TrainSection
+from tunesmith.train.settings import NOT_LEARNT, CompareSection, SweepSection, TrainSection
 
 FILE_NAME = "tunesmith.yaml"
+
+# What a run depends on, so that a sweep may search it. All trials share one dataset version, or their scores could not be compared.
+_SWEPT = ("task", "model", "train")
 
 
 class Config(Section):
@@ -46,6 +50,8 @@ class Config(Section):
     """dataset version -> run."""
     compare: CompareSection = CompareSection()
     """Several ways to train, measured on the same data."""
+    sweep: SweepSection = SweepSection()
+    """Many runs -> the best settings, chosen on validation."""
     evaluate: EvaluateSection = EvaluateSection()
     """run -> evaluation."""
     calibrate: CalibrateSection = CalibrateSection()
@@ -86,7 +92,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _override(given, positions, override)
     try:
-        return Config.model_validate(given)
+        config = Config.model_validate(given)
     except ValidationError as error:
         found = error.errors(include_url=False)
         # pydantic also reports a list as too short when one of its items failed: say only the cause.
@@ -94,6 +100,32 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         causes.sort(key=lambda item: _position(item["loc"], positions))
         lines = [_describe(item, positions, path.name) for item in causes]
         raise ConfigError("\n".join(dict.fromkeys(lines)), hint="tunesmith config explain") from None
+    if wrong := list(dict.fromkeys(_sweep_errors(config.sweep, given, positions, path.name))):
+        raise ConfigError("\n".join(wrong), hint="tunesmith config explain sweep")
+    return config
+
+
+def _sweep_errors(sweep: SweepSection, given: dict[str, Any], positions: dict[tuple[str | int, ...], tuple[int, int]], name: str) -> Iterator[str]:
+    """Yield what is wrong with the keys of a sweep, and with each value that they may take, put in its place."""
+    known = [row["key"] for row in explain() if row["type"] != "section" and row["key"].partition(".")[0] in _SWEPT and "[]" not in row["key"]]
+    for key, values in sweep.parameters.items():
+        loc = next((loc for loc in positions if loc[:2] == ("sweep", "parameters") and ".".join(map(str, loc[2:])) == key), ("sweep", "parameters"))
+        where = f"{_place(loc, positions, name)}: sweep.parameters.{key}"
+        if key.partition(".")[0] not in _SWEPT:
+            yield f"{where}: must be a key below {', '.join(_SWEPT)}."
+        elif key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            yield f"{where}: unknown key." + (f" Did you mean '{near[0]}'?" if near else "")
+        elif key.removeprefix("train.") in NOT_LEARNT:
+            yield f"{where}: changes nothing that is learnt."
+        else:
+            for value in values.ends:
+                changed = copy.deepcopy({part: given[part] for part in given if part != "sweep"})
+                _override(changed, {}, f"{key}={json.dumps(value)}")
+                try:
+                    Config.model_validate(changed)
+                except ValidationError as error:
+                    yield from (f"{where}: {_rule(item)}" for item in error.errors(include_url=False))
 
 
 def _parse(text: str, name: str) -> CommentedMap:
@@ -167,24 +199,28 @@ def _position(loc: tuple[str | int, ...], positions: dict[tuple[str | int, ...],
 
 
 def _describe(item: Any, positions: dict[tuple[str | int, ...], tuple[int, int]], name: str) -> str:
-    loc: tuple[str | int, ...] = item["loc"]
+    key = ".".join(str(part) for part in item["loc"]) or "the file"
+    return f"{_place(item['loc'], positions, name)}: {key}: {_rule(item)}"
+
+
+def _place(loc: tuple[str | int, ...], positions: dict[tuple[str | int, ...], tuple[int, int]], name: str) -> str:
     line, column = _position(loc, positions)
-    where = "--set" if line == 0 else f"{name}:{line}:{column}"
-    key = ".".join(str(part) for part in loc) or "the file"
-    received = item["input"]
+    return "--set" if line == 0 else f"{name}:{line}:{column}"
+
+
+def _rule(item: Any) -> str:
+    """Say the rule that was broken and what was received."""
     match item["type"]:
         case "extra_forbidden":
-            known = _keys_at(loc[:-1])
-            near = difflib.get_close_matches(str(loc[-1]), known, n=1)
-            rule = f"unknown key. Did you mean '{near[0]}'?" if near else f"unknown key. Known: {', '.join(known)}."
-            return f"{where}: {key}: {rule}"
+            known = _keys_at(item["loc"][:-1])
+            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+            return f"unknown key. Did you mean '{near[0]}'?" if near else f"unknown key. Known: {', '.join(known)}."
         case "missing":
-            return f"{where}: {key}: required, and missing."
+            return "required, and missing."
         case "value_error":
-            return f"{where}: {key}: {item['ctx']['error']}."
+            return f"{item['ctx']['error']}."
         case _:
-            message = item["msg"][0].lower() + item["msg"][1:]
-            return f"{where}: {key}: {message}. Received: {_short(received)}."
+            return f"{item['msg'][0].lower()}{item['msg'][1:]}. Received: {_short(item['input'])}."
 
 
 def _is_inside(loc: Sequence[str | int], outer: Sequence[str | int]) -> bool:
@@ -249,11 +285,13 @@ def _explain(model: type[BaseModel], at: str) -> Iterator[dict[str, str]]:
         key = f"{at}{name}"
         section = _section_of(field.annotation)
         many = section is not None and "tuple" in str(field.annotation)
+        named = section is not None and get_origin(field.annotation) is dict
         default = "required" if field.is_required() else "" if section else _short(field.default if field.default_factory is None else field.default_factory())  # type: ignore[call-arg]
-        kind = "list" if many else "section" if section else _type_name(field.annotation)
+        kind = "list" if many else "mapping" if named else "section" if section else _type_name(field.annotation)
         yield {"key": key, "type": kind, "default": default, "description": field.description or ""}
-        if section:
-            yield from _explain(section, f"{key}[]." if many else f"{key}.")
+        is_told = named and any(top.annotation is section for top in Config.model_fields.values())  # a section of its own, described there
+        if section and not is_told:
+            yield from _explain(section, f"{key}[]." if many else f"{key}.KEY." if named else f"{key}.")
 
 
 def _type_name(annotation: Any) -> str:

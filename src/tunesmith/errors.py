@@ -6,6 +6,7 @@
     ├── RefusedError     4   a gate or a limit said no
     ├── DataError        5   the data cannot be used as it is
     ├── BackendError     6   a program or service below us failed
+    │   ├── DivergedError
     │   └── MissingExtraError
     └── BusyError        7   another command holds the project
 
@@ -79,6 +80,10 @@ class BackendError(TunesmithError):
     """A program, library or service that we call failed."""
 
     exit_code = 6
+
+
+class DivergedError(BackendError):
+    """The loss left the finite numbers, or exploded: the settings do not fit the data."""
 
 
 class MissingExtraError(BackendError):

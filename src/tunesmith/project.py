@@ -57,11 +57,15 @@ class Project:
         root: The folder.
         config: Its checked settings.
         progress: Is told what happens.
+        file: Its tunesmith.yaml.
+        overrides: The `key.path=value` strings that its settings hold already.
     """
 
     root: Path
     config: Config
     progress: Progress = field(default_factory=Progress)
+    file: Path = Path(FILE_NAME)
+    overrides: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, path: str | Path = ".", overrides: Sequence[str] = (), progress: Progress | None = None) -> Self:
@@ -79,7 +83,18 @@ class Project:
         file = Path(path)
         if file.is_dir() or file.suffix not in {".yaml", ".yml"}:
             file = file / FILE_NAME
-        return cls(file.parent.resolve(), load_config(file, overrides), progress or Progress())
+        return cls(file.parent.resolve(), load_config(file, overrides), progress or Progress(), file, tuple(overrides))
+
+    def changed(self, overrides: Sequence[str]) -> Self:
+        """Return this project with further keys overridden; it shares the store, the tracker and, where it is the same, the base model.
+
+        Raises:
+            ConfigError: an override breaks a rule.
+        """
+        other = self.load(self.file, (*self.overrides, *overrides), self.progress)
+        shared = {"store": self.store, "tracker": self.tracker} | ({"base": self.base} if other.config.model == self.config.model else {})
+        vars(other).update(shared)  # where cached_property keeps what was opened
+        return other
 
     @cached_property
     def store(self) -> Store:

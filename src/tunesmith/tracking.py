@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.errors import BackendError, MissingExtraError
 
@@ -85,9 +85,9 @@ class Tracker:
         """Show a run as a child of another one."""
         self._client.set_tag(self.run(noun_id), "mlflow.parentRunId", self.run(parent_id))
 
-    def finish(self, noun_id: str) -> None:
-        """Mark a run as finished."""
-        self._client.set_terminated(self.run(noun_id), status="FINISHED")
+    def finish(self, noun_id: str, status: Literal["FINISHED", "KILLED", "FAILED"] = "FINISHED") -> None:
+        """Mark a run as ended."""
+        self._client.set_terminated(self.run(noun_id), status=status)
 
     def register(self, name: str, noun_id: str, run_noun_id: str, folder: Path, tags: Mapping[str, str]) -> int:
         """Register a model version's folder once.

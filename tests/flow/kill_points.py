@@ -1,6 +1,7 @@
-"""Runs the loop on a project again and again, and kills it with SIGKILL at one named moment after the other.
+"""Runs the loop, or a sweep, on a project again and again, and kills it with SIGKILL at one named moment after the other.
 
-    python kill_points.py PROJECT MOMENT...
+    python kill_points.py run PROJECT MOMENT...
+    python kill_points.py sweep PROJECT MOMENT...
 
 A moment reads `before` or `after`, a number n, and a function as `module:qualified.name`: the process dies around its
 n-th call. Each run is a child of this process, forked when everything heavy is imported but nothing has begun. Prints, a
@@ -22,7 +23,8 @@ import sklearn.linear_model  # noqa: F401
 
 import tunesmith.evaluate.report
 import tunesmith.models.artifact
-import tunesmith.train.fit  # noqa: F401
+import tunesmith.train.fit
+import tunesmith.train.sweep  # noqa: F401
 from tunesmith import flow
 from tunesmith.project import Project
 
@@ -51,12 +53,13 @@ def die_at(moment: str) -> None:
 
 def main() -> None:
     """Run once for each moment."""
-    folder, *moments = sys.argv[1:]
+    what, folder, *moments = sys.argv[1:]
     for moment in moments:
         child = os.fork()
         if not child:
             die_at(moment)
-            flow.run(Project.load(Path(folder)))
+            project = Project.load(Path(folder))
+            flow.run(project) if what == "run" else flow.sweep(project, flow.prepare(project))
             os._exit(0)
         _, status = os.waitpid(child, 0)
         print(f"{moment}: {'killed' if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL else f'status {status}'}", flush=True)

@@ -33,7 +33,7 @@ def losses(project, run):
 
 def test_a_run_that_is_killed_in_every_stage_ends_where_its_twin_does(fresh, finished):
     driver = Path(__file__).with_name("kill_points.py")
-    told = subprocess.run([sys.executable, driver, fresh, *MOMENTS], capture_output=True, text=True, check=True, timeout=300)
+    told = subprocess.run([sys.executable, driver, "run", fresh, *MOMENTS], capture_output=True, text=True, check=True, timeout=300)
     assert told.stdout.splitlines() == [f"{moment}: killed" for moment in MOMENTS], told.stderr
 
     project, twin = Project.load(fresh), finished.project

@@ -4,7 +4,8 @@
     documents  dataset   run    evaluation  calibrator   model       prediction feedback  the next dataset version
                version                                   version
 
-Beside the loop: compare; audit -> review -> the next dataset version, and what people do with versions (show, push, pull, withdraw).
+Beside the loop: compare and sweep, many runs from which validation chooses; audit -> review -> the next dataset version; and what
+people do with versions (show, push, pull, withdraw).
 
 Each function takes a project, does its arrow or finds that it was done for the same inputs, and returns the noun. The
 CLI and Python users call the same functions. A killed function is called again and continues.
@@ -18,6 +19,7 @@ from tunesmith.flow.loop import Outcome, finish, renew, run
 from tunesmith.flow.registration import CHAMPION, register
 from tunesmith.flow.review import ask_reviewers, export_review, import_review, review_state
 from tunesmith.flow.serving import deploy, load_predictor, predict
+from tunesmith.flow.sweep import Sweep, sweep
 from tunesmith.flow.training import plan, run_id, run_plan, train
 from tunesmith.flow.versions import checkout, pull, push, show_dataset, withdraw
 
@@ -26,6 +28,7 @@ __all__ = [
     "Calibration",
     "Comparison",
     "Outcome",
+    "Sweep",
     "ask_reviewers",
     "audit",
     "calibrate",
@@ -55,6 +58,7 @@ __all__ = [
     "run_id",
     "run_plan",
     "show_dataset",
+    "sweep",
     "train",
     "withdraw",
 ]

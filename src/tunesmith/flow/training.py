@@ -11,15 +11,13 @@ from tunesmith.entities import DatasetVersion, Run, content_id, utc_now
 from tunesmith.files import file_sha256
 from tunesmith.flow.dataset import read
 from tunesmith.project import Project, needs_extra
+from tunesmith.train.settings import NOT_LEARNT
 
 if TYPE_CHECKING:
     from tunesmith.train.plan import Plan
 
 # Bump when the same inputs would learn something else, or write it elsewhere.
 STEP_VERSION = 3
-
-# Settings of `train` that change where and when, not what is learnt.
-_NOT_LEARNT = {"save_steps", "save_total_limit", "logging_steps", "resume_from_checkpoint", "report_to", "max_memory_gb", "max_hours", "max_disk_gb"}
 
 _OF_EVALUATIONS = {"eval_steps", "max_eval_samples", "metric_for_best_model", "load_best_model_at_end", "early_stopping_patience"}
 
@@ -63,23 +61,29 @@ def _machine(project: Project) -> str:
 def run_id(project: Project, dataset: DatasetVersion) -> str:
     """Return the id that a run of these settings on a dataset version has."""
     train = project.config.train
-    learnt = train.model_dump(mode="json", exclude=_NOT_LEARNT if train.eval_steps else _NOT_LEARNT | _OF_EVALUATIONS)
+    learnt = train.model_dump(mode="json", exclude=set(NOT_LEARNT if train.eval_steps else NOT_LEARNT | _OF_EVALUATIONS))
     model = project.model_section.model_dump(mode="json", include={"forward", "dtype", "load_in_4bit"})
     return content_id("run", dataset.id, project.base.sha256, project.config.task.model_dump(mode="json"), model, learnt, STEP_VERSION)
 
 
-def train(project: Project, dataset: DatasetVersion, made: Plan | None = None) -> Run:
+Watch = Callable[[int, int, dict[str, float]], None]
+"""Called after each logged step with the step, the steps in all and the figures. What it raises ends the run."""
+
+
+def train(project: Project, dataset: DatasetVersion, made: Plan | None = None, watch: Watch | None = None) -> Run:
     """Fine-tune the base model on a dataset version, or continue where a killed run stopped.
 
     Args:
         project: The project.
         dataset: What is learnt.
         made: The plan, where `plan` was called already.
+        watch: Looks at the run while it goes on.
 
     Raises:
         RefusedError: the plan passes a limit.
         DataError: the rows cannot be trained on as they are.
-        BackendError: the loss is not finite, or a checkpoint cannot be written.
+        DivergedError: the loss is not finite.
+        BackendError: a checkpoint cannot be written.
     """
     found = project.store.find(Run, run_id(project, dataset))
     if found:
@@ -108,6 +112,8 @@ def train(project: Project, dataset: DatasetVersion, made: Plan | None = None) -
             project.progress.advance(step, steps, ", ".join(f"{name} {value:.3f}" for name, value in told.items()))
             if tracked:
                 tracked({name.replace("eval_", "eval/") if name.startswith("eval_") else f"train/{name}": value for name, value in figures.items()}, step)
+            if watch:
+                watch(step, steps, figures)
 
         told: dict[str, float] = {}
         validation = None

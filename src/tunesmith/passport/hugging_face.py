@@ -36,7 +36,7 @@ def tell_optimizer(sheet: Sheet, key: str) -> None:
     elif "adamw" in str(value) or str(value).startswith("paged_"):
         sheet.tell(key, "not_supported", "Here AdamW keeps its states in 32 bits, which takes more memory. Nothing to set.")
     else:
-        sheet.tell(key, "not_supported", "AdamW is the only optimizer here, and another learning rate fits it: tunesmith run --set train.learning_rate=RATE.")
+        sheet.tell(key, "not_supported", "AdamW is the only optimizer here, and another learning rate fits it: search it with tunesmith sweep.")
 
 
 def tell_scheduler(sheet: Sheet, key: str, default: str) -> None:

@@ -163,7 +163,7 @@ def _rules() -> dict[str, Rule]:
     }
 
 
-_OPTIMIZERS = hf.off("AdamW is the only optimizer here.", "Set another one for it: tunesmith run --set train.learning_rate=RATE.")
+_OPTIMIZERS = hf.off("AdamW is the only optimizer here.", "Another learning rate fits it: search it with tunesmith sweep.")
 _CACHES = hf.off("Prepared data is kept in datasets/.", "Nothing to set.", changes_results=False)
 _FREEZE = hf.off("Freezing weights is not a strategy here.", "train.lora_layers adapts the last layers only.")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tunesmith.errors import BackendError
+from tunesmith.errors import DivergedError
 
 _WINDOW = 8
 _FACTOR = 2.0
@@ -37,7 +37,7 @@ class Alarms:
         """Check a figure of one pass or step.
 
         Raises:
-            BackendError: it is NaN or infinite.
+            DivergedError: it is NaN or infinite.
         """
         if not math.isfinite(value):
             raise self._error(f"{what} must stay finite. Received {value} at step {step}", records)
@@ -46,7 +46,7 @@ class Alarms:
         """Check the loss of a step against the steps before.
 
         Raises:
-            BackendError: the loss has exploded.
+            DivergedError: the loss has exploded.
         """
         self.losses = [*self.losses[:1], *self.losses[1:][-_WINDOW + 1 :], loss]
         first, *last = self.losses
@@ -55,6 +55,6 @@ class Alarms:
             rule = f"stay below that of a uniform guess, {self._uniform:.2f}, or twice that of the first step, {first:.2f}"
             raise self._error(f"The mean loss of {_WINDOW} steps must {rule}. Received {mean:.2f} at step {step}", records)
 
-    def _error(self, message: str, records: Sequence[str]) -> BackendError:
+    def _error(self, message: str, records: Sequence[str]) -> DivergedError:
         named = ", ".join(sorted(set(records))[:_SHOWN])
-        return BackendError(f"{message}, in the batch of {named}, ...", hint=f"tunesmith train --set train.learning_rate={self._learning_rate / 3:.1e}")
+        return DivergedError(f"{message}, in the batch of {named}, ...", hint=f"tunesmith train --set train.learning_rate={self._learning_rate / 3:.1e}")

@@ -111,7 +111,8 @@ def fit(
         validation: What `train.eval_steps` evaluates on; nothing is evaluated without.
 
     Raises:
-        BackendError: the loss is not finite or explodes, or a checkpoint cannot be written.
+        DivergedError: the loss is not finite or explodes.
+        BackendError: a checkpoint cannot be written.
         Terminated: SIGTERM came; a checkpoint of the last whole step was written.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,11 @@
-"""Section `train`: how the base model learns. Keys carry the names known from Hugging Face, PEFT and Axolotl."""
+"""Sections `train`, `compare` and `sweep`: how the base model learns, and how better ways are sought.
+
+Keys carry the names known from Hugging Face, PEFT and Axolotl.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -146,3 +150,89 @@ class CompareSection(Section):
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"each seed may stand once; received {list(self.seeds)}")
         return self
+
+
+NOT_LEARNT = frozenset({"save_steps", "save_total_limit", "logging_steps", "resume_from_checkpoint", "report_to", "max_memory_gb", "max_hours", "max_disk_gb"})
+"""Keys of `train` that change where and when a run happens, not what it learns."""
+
+
+class SweptValues(Section):
+    """The values that a key may take: `[a, b, c]`, or `{low: a, high: b}`."""
+
+    choices: tuple[Any, ...] = ()
+    """One of these; `KEY: [a, b, c]` says the same."""
+    low: float | None = None
+    """Least value of a range."""
+    high: float | None = None
+    """Largest value of a range; it may be taken."""
+    log: bool = False
+    """Draw the logarithm evenly, as suits learning rates."""
+    step: float | None = Field(default=None, gt=0)
+    """Distance between the values of a range; any value when empty."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list_is_choices(cls, value: object) -> object:
+        return {"choices": value} if isinstance(value, list | tuple) else value
+
+    @model_validator(mode="after")
+    def _is_choices_or_range(self) -> Self:
+        has_range = self.low is not None and self.high is not None and self.low < self.high
+        if bool(self.choices) == has_range or (self.choices and (self.low, self.high, self.step, self.log) != (None, None, None, False)):
+            raise ValueError("must be a list of values, or a range with low < high")
+        if self.log and (self.step is not None or (self.low or 0) <= 0):
+            raise ValueError("log needs low > 0 and no step")
+        return self
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """All values of a list; both ends of a range, without a fraction where they have none."""
+        if self.choices:
+            return self.choices
+        return tuple(int(end) if end is not None and end == int(end) else end for end in (self.low, self.high))
+
+
+class SweepSection(Section):
+    """A search for better settings. Every trial is a run, scored on the validation split; the test split is never looked at."""
+
+    parameters: dict[str, SweptValues] = Field(default={})
+    """What is searched: any key below `task`, `model` and `train` that changes what is learnt, with its values."""
+    n_trials: int = Field(default=20, ge=1)
+    """Trials in all. A higher number later continues the same sweep."""
+    metric: Literal["accuracy", "macro_f1", "log_loss", "brier"] = "accuracy"
+    """What is sought, on validation: more `accuracy` or `macro_f1`, or less `log_loss` or `brier`. `tunesmith register` compares by accuracy."""
+    direction: Literal["auto", "maximize", "minimize"] = "auto"
+    """`auto` is what the metric means by better; another one is refused."""
+    pruner: Literal["median", "hyperband", "none"] = "median"
+    """Stops a trial early: `median` one that is worse than the median of the others at the same tenth of its steps, `hyperband` by successive
+    halving. Both judge by the loss: of training, or of validation where `train.eval_steps` is set."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the search; the same seed tries the same values in the same order, also after a kill."""
+    timeout_hours: float | None = Field(default=None, gt=0)
+    """Start no further trial once the trials took so many hours, over all calls."""
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _nested_keys_are_paths(cls, value: object) -> object:
+        return dict(_paths(value, "")) if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _direction_fits(self) -> Self:
+        if self.direction not in ("auto", "maximize" if self.maximizes else "minimize"):
+            raise ValueError(f"{self.metric} is better when it is {'higher' if self.maximizes else 'lower'}: direction must be auto or the same")
+        return self
+
+    @property
+    def maximizes(self) -> bool:
+        """Whether more of the metric is better."""
+        return self.metric in ("accuracy", "macro_f1")
+
+
+def _paths(values: dict[Any, Any], at: str) -> Iterator[tuple[str, Any]]:
+    """Yield `train.learning_rate` for `train: {learning_rate: ...}`: values are lists, or mappings with an end of a range or choices."""
+    for key, value in values.items():
+        is_section = isinstance(value, dict) and value and not value.keys() & {"low", "high", "choices"}
+        if is_section:
+            yield from _paths(value, f"{at}{key}.")
+        else:
+            yield f"{at}{key}", value
