@@ -35,6 +35,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "qlora": "tunesmith.train.strategies:QLora",
         "prefix": "tunesmith.train.strategies:Prefix",
     },
+    "tracker": {
+        "mlflow": "tunesmith.tracking.mlflow:MlflowTracker",
+        "wandb": "tunesmith.tracking.wandb:WandbTracker",
+    },
 }
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tunesmith.models.catalog import BaseModel
     from tunesmith.models.settings import ModelSection
     from tunesmith.models.tokens import Prompt
-    from tunesmith.tracking import Tracker
+    from tunesmith.tracking import Trackers
 
 STATE_FOLDER = ".tunesmith"
 
@@ -47,6 +47,9 @@ class Progress:
 
     def stop(self) -> None:
         """A step failed."""
+
+    def warn(self, text: str) -> None:
+        """Something failed that stops nothing."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,13 @@ class Project:
         return cls(file.parent.resolve(), load_config(file, overrides), progress or Progress(), file, tuple(overrides))
 
     def changed(self, overrides: Sequence[str]) -> Self:
-        """Return this project with further keys overridden; it shares the store, the tracker and, where it is the same, the base model.
+        """Return this project with further keys overridden; it shares the store, the trackers and, where it is the same, the base model.
 
         Raises:
             ConfigError: an override breaks a rule.
         """
         other = self.load(self.file, (*self.overrides, *overrides), self.progress)
-        shared = {"store": self.store, "tracker": self.tracker} | ({"base": self.base} if other.config.model == self.config.model else {})
+        shared = {"store": self.store, "trackers": self.trackers} | ({"base": self.base} if other.config.model == self.config.model else {})
         vars(other).update(shared)  # where cached_property keeps what was opened
         return other
 
@@ -148,13 +151,12 @@ class Project:
         return Prompt(load_tokenizer(self.base.path), self.config.task, self.config.train.max_length, self.config.train.truncate_keep)
 
     @cached_property
-    def tracker(self) -> Tracker | None:
-        """MLflow, or None when `train.report_to` leaves it out."""
-        if "mlflow" not in self.config.train.report_to:
-            return None
-        from tunesmith.tracking import Tracker
+    def trackers(self) -> Trackers:
+        """What `train.report_to` names; none is fine."""
+        from tunesmith.tracking import open_trackers
 
-        return Tracker(self.state, self.config.project)
+        _ignore_state(self.state)
+        return open_trackers(self.config.train.report_to, self.state, self.config.project, self.progress.warn)
 
     @contextmanager
     def lock(self, command: str) -> Iterator[None]:

@@ -66,10 +66,10 @@ def test_a_second_comparison_trains_nothing_again(compared):
 
 def test_mlflow_shows_the_runs_as_children(compared):
     project, comparison = compared
-    client = project.tracker._client
-    parent = project.tracker.run(comparison.id)
+    client = project.trackers["mlflow"]._client
+    parent = project.trackers["mlflow"].run(comparison.id)
     for run in comparison.report["candidates"]["lora"]["runs"]:
-        assert client.get_run(project.tracker.run(run)).data.tags["mlflow.parentRunId"] == parent
+        assert client.get_run(project.trackers["mlflow"].run(run)).data.tags["mlflow.parentRunId"] == parent
 
 
 def test_a_limit_on_memory_leaves_none_to_choose(compared):

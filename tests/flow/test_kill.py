@@ -18,7 +18,7 @@ MOMENTS = (
     "before 1 tunesmith.data.freeze:version_with_dvc",  # prepare: the row is there, DVC knows nothing
     "after 2 tunesmith.train.checkpoint:save_file",  # train: a checkpoint that has no name yet
     "after 12 tunesmith.project:Progress.advance",  # train, between checkpoints
-    "after 1 tunesmith.tracking:Tracker.finish",  # train: MLflow says finished, the store does not
+    "after 1 tunesmith.tracking:Trackers.finish",  # train: MLflow says finished, the store does not
     "after 2 tunesmith.evaluate.predict_split:SplitScores.save",  # evaluate: some scores are there
     "after 1 tunesmith.evaluate.report:write_report",  # calibrate: the report is there, its calibrator is not
     "after 1 tunesmith.models.artifact:write_artifact",  # register: the folder is there, its row is not
@@ -50,7 +50,7 @@ def test_a_run_that_is_killed_in_every_stage_ends_where_its_twin_does(fresh, fin
     # Nothing is there twice, and DVC and MLflow have followed the store.
     assert [len(project.store.all(kind)) for kind in (DatasetVersion, Run, ModelVersion)] == [1, 1, 1]
     assert len(project.store.looks_of(ours.model_version.id)) == 1
-    assert project.tracker.alias("tiny", "champion") == project.store.alias("tiny", "champion") == ours.model_version.id
+    assert project.trackers["mlflow"].alias("tiny", "champion") == project.store.alias("tiny", "champion") == ours.model_version.id
     log = subprocess.run(["git", "log", "--format=%s"], cwd=fresh, capture_output=True, text=True, check=True).stdout.splitlines()
     assert log == [f"tunesmith: dataset version {ours.dataset.id}"]
     assert len(read_records(fresh, ours.dataset)) == sum(ours.dataset.rows.values())

@@ -122,9 +122,9 @@ def test_a_sweep_that_is_killed_ends_where_its_twin_does(tiny, tmp_path):
 
 def test_mlflow_shows_trials_below_their_sweep(tiny):
     project, found = swept(tiny.root)
-    client = MlflowClient(project.tracker.uri)
-    parent = client.get_run(project.tracker.run(found.id))
-    children = [client.get_run(project.tracker.run(trial.run_id)) for trial in found.trials]
+    client = MlflowClient(project.trackers["mlflow"].uri)
+    parent = client.get_run(project.trackers["mlflow"].run(found.id))
+    children = [client.get_run(project.trackers["mlflow"].run(trial.run_id)) for trial in found.trials]
     assert {child.data.tags["mlflow.parentRunId"] for child in children} == {parent.info.run_id}
     assert [child.data.metrics["validation/accuracy"] for child in children] == [trial.score for trial in found.trials]
     assert {each.info.status for each in (parent, *children)} == {"FINISHED"}

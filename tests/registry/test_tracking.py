@@ -7,12 +7,12 @@ from mlflow import MlflowClient
 
 from tunesmith import flow
 from tunesmith.errors import BackendError
-from tunesmith.tracking import Tracker
+from tunesmith.tracking.mlflow import MlflowTracker
 
 
 @pytest.fixture(scope="module")
 def client(finished):
-    return MlflowClient(finished.project.tracker.uri)
+    return MlflowClient(finished.project.trackers["mlflow"].uri)
 
 
 def test_the_run_is_there_with_its_settings_losses_and_scores(finished, client):
@@ -48,14 +48,14 @@ def test_what_a_kill_left_undone_is_done_by_the_next_command(finished, tmp_path)
     (root / ".tunesmith" / "mlflow.db").unlink()
     project = Project.load(root)
     flow.run(project)
-    assert project.tracker.alias("tiny", "champion") == finished.outcome.model_version.id
+    assert project.trackers["mlflow"].alias("tiny", "champion") == finished.outcome.model_version.id
 
 
 def test_an_alias_that_nobody_set(finished):
-    assert finished.project.tracker.alias("tiny", "challenger") is None
+    assert finished.project.trackers["mlflow"].alias("tiny", "challenger") is None
 
 
 def test_a_server_that_cannot_be_used(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://nowhere")
     with pytest.raises(BackendError, match="MLflow at nonsense://nowhere cannot be used"):
-        Tracker(tmp_path, "letters")
+        MlflowTracker(tmp_path, "letters")

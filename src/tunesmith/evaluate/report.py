@@ -41,6 +41,8 @@ DASH = "\N{EN DASH}"
 SPACE = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
 
+PLOTS_FOLDER = "plots"
+
 METRIC_NAMES = {
     "accuracy": "Accuracy",
     "macro_f1": "Macro F1",
@@ -63,7 +65,7 @@ LOWER_IS_BETTER = {"false_positive_rate", "expected_calibration_error", "halluci
 
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> Path:
-    """Write report.json and report.html, each by write-then-rename.
+    """Write report.json, report.html and its plots one by one, each by write-then-rename.
 
     Args:
         folder: Where to; created where missing.
@@ -78,16 +80,24 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "report.json", json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
     _write(folder / "report.html", render(report))
+    (folder / PLOTS_FOLDER).mkdir(exist_ok=True)
+    for name, picture in pictures(report).items():
+        _write(folder / PLOTS_FOLDER / f"{name}.svg", picture)
     return folder / "report.html"
+
+
+def pictures(report: Mapping[str, Any]) -> dict[str, str]:
+    """Return the plots: name -> SVG."""
+    drawn = {"intervals": plots.intervals(report["metrics"])}
+    if "confusion" in report:
+        drawn["confusion"] = plots.confusion(**report["confusion"])
+    if "reliability" in report:
+        drawn["reliability"] = plots.reliability(**report["reliability"])
+    return drawn
 
 
 def render(report: Mapping[str, Any]) -> str:
     """Return the page."""
-    pictures = {"intervals": plots.intervals(report["metrics"])}
-    if "confusion" in report:
-        pictures["confusion"] = plots.confusion(**report["confusion"])
-    if "reliability" in report:
-        pictures["reliability"] = plots.reliability(**report["reliability"])
     return (
         environment()
         .get_template("report.html.j2")
@@ -95,7 +105,7 @@ def render(report: Mapping[str, Any]) -> str:
             report=report,
             verdict=verdict(report),
             # Our own drawings, in which matplotlib has escaped the labels already.
-            pictures={name: Markup(picture) for name, picture in pictures.items()},  # noqa: S704
+            pictures={name: Markup(picture) for name, picture in pictures(report).items()},  # noqa: S704
             model_names={model: title for model, (title, _) in plots.MODELS.items()},
             metric_names=METRIC_NAMES,
             headline=report.get("headline", "accuracy"),

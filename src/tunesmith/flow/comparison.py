@@ -100,8 +100,7 @@ def compare(project: Project, dataset: DatasetVersion) -> Comparison:
             "machine": next(iter(runs.values()))[0].machine,
         }
         html = write_comparison(project.state / "comparisons" / identity, report)
-        if project.tracker:
-            _track(project, identity, runs, report, html)
+        _track(project, identity, runs, report, html)
         done(f"{identity}: best of {len(rows)} on validation is {report['best']}")
         return Comparison(identity, report, html)
 
@@ -216,14 +215,11 @@ def _softmax(logits: Any) -> Any:
 
 def _track(project: Project, identity: str, runs: dict[str, list[Run]], report: dict[str, Any], html: Path) -> None:
     """Show the comparison in the tracker: a parent run with the figures, its runs as children."""
-    tracker = project.tracker
-    if tracker is None:
-        return
-    parent = tracker.run(identity)
-    tracker.log_params(identity, {"dataset_version": report["dataset_version"], "objective": report["metric"], "best": str(report["best"])})
-    tracker.log_metrics(parent, {f"gain/{name}": row["gain"]["difference"] for name, row in report["candidates"].items()})
+    told, trackers = {"dataset_version": report["dataset_version"], "objective": report["metric"], "best": str(report["best"])}, project.trackers
+    trackers.begin(identity, told)
+    trackers.log_metrics(identity, {f"gain/{name}": row["gain"]["difference"] for name, row in report["candidates"].items()})
     for own in runs.values():
         for run in own:
-            tracker.set_parent(run.id, identity)
-    tracker.log_artifacts(identity, html.parent, "comparison")
-    tracker.finish(identity)
+            trackers.set_parent(run.id, identity)
+    trackers.log_artifacts(identity, html.parent, "comparison")
+    trackers.finish(identity)

@@ -97,7 +97,7 @@ def calibrate(project: Project, evaluation: Evaluation) -> Calibration:
     with needs_extra("train"):
         from tunesmith.evaluate.calibration import choose_calibrator
         from tunesmith.evaluate.goals import check_goals
-        from tunesmith.evaluate.report import write_report
+        from tunesmith.evaluate.report import PLOTS_FOLDER, write_report
     with project.step("calibrate") as done:
         run = project.store.get(Run, evaluation.run_id)
         dataset = dataset_of(project, run)
@@ -108,9 +108,9 @@ def calibrate(project: Project, evaluation: Evaluation) -> Calibration:
         report = _report(project, run, dataset, evaluation, calibrator, table)
         report["goals"] = check_goals(report, project.config.evaluate.goals)
         html = write_report(folder, report)
-        if project.tracker:
-            figures = {f"test/{name}": by_model["tuned"]["value"] for name, by_model in report["metrics"].items()}
-            project.tracker.log_metrics(project.tracker.run(run.id), figures, run.steps)
+        project.trackers.log_metrics(run.id, {f"test/{name}": by_model["tuned"]["value"] for name, by_model in report["metrics"].items()}, run.steps)
+        for shown in (html, folder / PLOTS_FOLDER):
+            project.trackers.log_artifacts(run.id, shown, "report")
         write_json(file, {"settings": settings, "calibrator": calibrator.to_dict()})  # last: it marks the step as done
         before, after = (report["calibration"][when]["value"] for when in ("before", "after"))
         done(f"{report['calibration']['method']}: expected calibration error {before:.3f} -> {after:.3f} on test")

@@ -58,11 +58,11 @@ def register(project: Project, run: Run, evaluation: Evaluation, calibration: Ca
             against_classical=calibration.report["classical_verdict"],
             seed=project.config.evaluate.seed,
         )
-        if project.tracker:  # every time, so that what a kill left undone here is done by the next command
-            tags = {"tunesmith.run": run.id, "tunesmith.classical": verdict.against_classical or "none"}
-            project.tracker.register(name, version.id, run.id, project.root / version.path, tags)
-            if (current := project.store.alias(name, CHAMPION)) is not None:
-                project.tracker.set_alias(name, CHAMPION, current)
+        # Every time, so that what a kill left undone here is done by the next command.
+        tags = {"tunesmith.run": run.id, "tunesmith.classical": verdict.against_classical or "none"}
+        project.trackers.register(name, version.id, run.id, project.root / version.path, tags)
+        if (current := project.store.alias(name, CHAMPION)) is not None:
+            project.trackers.set_alias(name, CHAMPION, current)
         done(f"{version.id}, version {version.version} of {name}: {'champion' if verdict.passed else 'refused'}, {verdict.reason}")
         return version, verdict
 

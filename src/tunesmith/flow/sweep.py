@@ -96,15 +96,13 @@ def sweep(project: Project, dataset: DatasetVersion) -> Sweep:
     identity = sweep_id(project, dataset)
     with project.step("sweep") as done:
         study = Study(project.state / "sweeps.db", identity, section, [key for key in section.parameters if _takes_whole_numbers(key)])
-        if project.tracker:
-            searched = {f"sweep.{key}": value for key, value in section.model_dump(mode="json").items()}
-            project.tracker.log_params(identity, {"dataset_version": dataset.id, **searched})
+        searched = {f"sweep.{key}": value for key, value in section.model_dump(mode="json").items()}
+        project.trackers.begin(identity, {"dataset_version": dataset.id, **searched}, dataset)
         ended = study.trials
         while len(ended) < section.n_trials and not _is_time_up(ended, section.timeout_hours):
             project.progress.advance(len(ended), section.n_trials, _so_far(ended, section.maximizes, section.n_trials))
             ended = [*ended, _one_trial(project, dataset, study, identity)]
-        if project.tracker:
-            project.tracker.finish(identity)
+        project.trackers.finish(identity)
         found = _found(project, dataset, study, identity)
         done(f"{identity}: trial {found.best.number} of {len(found.trials)}, {found.metric} {found.best.score:.3f} on validation")
         return found
@@ -156,16 +154,14 @@ def _one_trial(project: Project, dataset: DatasetVersion, study: Study, identity
     try:
         own = project.changed(as_overrides(trial.values))
         trained = run_id(own, dataset)
-        if own.tracker:
-            own.tracker.set_parent(trained, identity)
+        project.trackers.set_parent(trained, identity)
         if own.store.find(Run, trained) is None:
             trial.check()
         run = train(own, dataset, watch=_pruning(own, trained, trial, maximizes=project.config.sweep.maximizes))
         score = float(_metric(project)(*_answers(own, dataset, run.id)))
         ended = study.tell(trial, "complete", score=score, run_id=trained, seconds=time.monotonic() - started)
-        if own.tracker:
-            own.tracker.log_metrics(own.tracker.run(trained), {f"validation/{project.config.sweep.metric}": score}, run.steps)
-            own.tracker.log_metrics(own.tracker.run(identity), {f"validation/{project.config.sweep.metric}": score}, trial.number)
+        for shown, step in ((trained, run.steps), (identity, trial.number)):
+            project.trackers.log_metrics(shown, {f"validation/{project.config.sweep.metric}": score}, step)
     except Pruned as reason:
         ended = study.tell(trial, "pruned", score=None, run_id=trained, seconds=time.monotonic() - started, reason=str(reason))
         _leave(project, trained, "KILLED")
@@ -185,8 +181,7 @@ def _leave(project: Project, trained: str, status: Any) -> None:
 
     if trained:
         remove_checkpoints(_run_folder(project, trained))
-        if project.tracker:
-            project.tracker.finish(trained, status)
+        project.trackers.finish(trained, status)
 
 
 def _run_folder(project: Project, identity: str) -> Path:

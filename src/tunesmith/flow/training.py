@@ -105,13 +105,15 @@ def train(project: Project, dataset: DatasetVersion, made: Plan | None = None, w
         (folder / "config.json").write_text(project.config.model_dump_json(indent=2), encoding="utf-8")
         (folder / "plan.json").write_text(made.model_dump_json(indent=2), encoding="utf-8")
         rows = encode_rows(read(project, dataset).filter(pl.col("split") == "train"), project.prompt, settings)
-        tracked = _track_run(project, identity, dataset)
+        params = {f"train.{key}": value for key, value in settings.model_dump(mode="json").items()}
+        about = {"dataset_version": dataset.id, "base_model": project.base.name, "base_sha256": project.base.sha256}
+        project.trackers.begin(identity, about | params, dataset)
 
         def report(step: int, steps: int, figures: dict[str, float]) -> None:
             told.update({name: value for name, value in figures.items() if name in ("loss", "eval_loss", "eval_accuracy")})
             project.progress.advance(step, steps, ", ".join(f"{name} {value:.3f}" for name, value in told.items()))
-            if tracked:
-                tracked({name.replace("eval_", "eval/") if name.startswith("eval_") else f"train/{name}": value for name, value in figures.items()}, step)
+            named = {name.replace("eval_", "eval/") if name.startswith("eval_") else f"train/{name}": value for name, value in figures.items()}
+            project.trackers.log_metrics(identity, named, step)
             if watch:
                 watch(step, steps, figures)
 
@@ -138,23 +140,12 @@ def train(project: Project, dataset: DatasetVersion, made: Plan | None = None, w
             weights_sha256=file_sha256(weights_file(folder / WEIGHTS_FOLDER)),
             created_at=utc_now(),
         )
-        # The tracker first: a kill between the two leaves a run that the next command finishes again, in both.
-        if project.tracker:
-            project.tracker.finish(run.id)
+        # The trackers first: a kill between the two leaves a run that the next command finishes again, in both.
+        project.trackers.finish(run.id)
         project.store.put(run)
         remove_checkpoints(folder)
         done(f"{run.id}: {run.steps:,} steps, loss {run.train_loss:.3f}, {run.tokens / run.seconds:,.0f} tokens a second")
         return run
-
-
-def _track_run(project: Project, identity: str, dataset: DatasetVersion) -> Callable[[dict[str, float], int], None] | None:
-    if project.tracker is None:
-        return None
-    tracker = project.tracker
-    params = {f"train.{key}": value for key, value in project.config.train.model_dump(mode="json").items()}
-    tracker.log_params(identity, {"dataset_version": dataset.id, "base_model": project.base.name, "base_sha256": project.base.sha256, **params})
-    mlflow_run = tracker.run(identity)
-    return lambda figures, step: tracker.log_metrics(mlflow_run, figures, step)
 
 
 def run_plan(project: Project, run: Run) -> Plan:

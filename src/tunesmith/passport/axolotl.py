@@ -217,7 +217,7 @@ AXOLOTL = Peer(
         (r"dataset_(prepared_path|processes|keep_in_memory|shard_.*|num_proc)|skip_prepare_dataset|push_dataset_to_hub|preprocess_.*", _CACHES),
         (r"(eval_)?sample_packing.*|pad_to_sequence_len|multipack_.*|batch_flattening|pretrain_multipack.*", _PACKS),
         (_ATTENTION, _KERNELS),
-        (r"(use_)?mlflow.*|hf_mlflow.*|wandb.*|loss_watchdog.*", hf.off("Losses go to MLflow.", "train.report_to.", changes_results=False)),
+        (r"(use_)?mlflow.*|hf_mlflow.*|wandb.*|loss_watchdog.*", hf.off("Losses go to MLflow, or to wandb.", "train.report_to.", changes_results=False)),
         *hf.COMMON_GROUPS,
     ),
     look=_look,

@@ -218,8 +218,8 @@ def _resume(value: Any) -> str:
 
 def _trackers(value: Any) -> list[str]:
     found = [name for name in names(value) if name != "none"]
-    if any(name != "mlflow" for name in found):
-        raise ValueError("MLflow is the tracker here, in .tunesmith/mlflow.db or at MLFLOW_TRACKING_URI.")
+    if any(name not in ("mlflow", "wandb") for name in found):
+        raise ValueError("MLflow and wandb are the trackers here; MLflow is in .tunesmith/mlflow.db or at MLFLOW_TRACKING_URI.")
     return found
 
 

@@ -90,8 +90,8 @@ class TrainSection(Section):
     """Stop after so many evaluations in a row without a better one."""
     resume_from_checkpoint: Literal["auto", "never"] = "auto"
     """`auto` continues an interrupted run from its newest complete checkpoint; `never` starts it again."""
-    report_to: tuple[Literal["mlflow"], ...] = ("mlflow",)
-    """Trackers. An empty list keeps the run's figures in its folder only."""
+    report_to: tuple[str, ...] = ("mlflow",)
+    """Trackers: `mlflow`, `wandb` (extra `wandb`; WANDB_MODE=offline needs no account). An empty list keeps figures in the run's folder only."""
     max_memory_gb: float | None = Field(default=None, gt=0)
     """Refuse to start (exit 4) when the upper end of the planned peak memory, in GB (10^9 bytes), is above this."""
     max_hours: float | None = Field(default=None, gt=0)
@@ -106,6 +106,15 @@ class TrainSection(Section):
         if value not in known:
             raise ValueError(f"must be one of {', '.join(known)}")
         return value
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _trackers_are_known(cls, value: Any) -> Any:
+        names = (value,) if isinstance(value, str) else value
+        known = plugins.available("tracker")
+        if isinstance(names, list | tuple) and (unknown := [name for name in names if name not in known]):
+            raise ValueError(f"must be a list of {', '.join(known)}; received {unknown[0]!r}")
+        return names
 
     @model_validator(mode="after")
     def _evaluates_to_stop(self) -> Self:

@@ -59,6 +59,10 @@ class TerminalProgress(project.Progress):
         self._hide()
         self._steps.pop()
 
+    def warn(self, text: str) -> None:
+        """Print a warning."""
+        self._console.print(f"Warning: {text}", style="yellow", markup=False, soft_wrap=True)
+
     def _show(self, total: int, detail: str) -> Progress:
         columns = (
             SpinnerColumn(),
