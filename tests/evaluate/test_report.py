@@ -34,7 +34,8 @@ def test_both_files_come_from_one_dict(report, tmp_path):
     assert saved == json.loads(json.dumps(report))
     assert list(saved) == sorted(saved)
     assert render(saved) == path.read_text(encoding="utf-8")
-    assert sorted(file.name for file in path.parent.iterdir()) == ["report.html", "report.json"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["plots", "report.html", "report.json"]
+    assert sorted(file.name for file in (path.parent / "plots").iterdir()) == ["confusion.svg", "intervals.svg", "reliability.svg"]
 
 
 def test_a_script_in_a_text_is_shown_and_not_run(page):
