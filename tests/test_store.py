@@ -1,5 +1,6 @@
 """The store: acknowledged means on disk, twice means once, and old and newer databases are told apart."""
 
+import json
 import os
 import sqlite3
 import subprocess
@@ -194,3 +195,17 @@ def test_a_run_of_an_older_schema_keeps_its_digest(tmp_path):
         connection.execute("UPDATE noun SET body = ? WHERE id = ?", (body.replace("weights_sha256", "adapter_sha256"), run.id))
         connection.execute("UPDATE alembic_version SET version_num = '0002'")
     assert Store.at(tmp_path / "store.db").get(Run, run.id) == run
+
+
+def test_a_run_of_an_older_schema_started_from_its_base_model(tmp_path):
+    """Schema 0004 gives runs `parent` and `feedback`."""
+    run = nouns.run()
+    Store.at(tmp_path / "store.db").put(nouns.dataset(), run)
+    with sqlite3.connect(tmp_path / "store.db") as connection:
+        body = json.loads(connection.execute("SELECT body FROM noun WHERE id = ?", (run.id,)).fetchone()[0])
+        del body["parent"], body["feedback"]
+        connection.execute("UPDATE noun SET body = ? WHERE id = ?", (json.dumps(body), run.id))
+        connection.execute("UPDATE alembic_version SET version_num = '0003'")
+    assert Store.at(tmp_path / "store.db").get(Run, run.id) == run
+    with sqlite3.connect(tmp_path / "store.db") as connection:
+        assert json.loads(connection.execute("SELECT body FROM noun WHERE id = ?", (run.id,)).fetchone()[0])["parent"] is None

@@ -27,6 +27,7 @@ from tunesmith.registry.settings import RegistrySection
 from tunesmith.review.settings import ReviewSection
 from tunesmith.section import Section
 from tunesmith.serve.settings import ServeSection
+from tunesmith.train.preference_settings import PreferSection
 from tunesmith.train.settings import NOT_LEARNT, CompareSection, SweepSection, TrainSection
 
 FILE_NAME = "tunesmith.yaml"
@@ -62,6 +63,8 @@ class Config(Section):
     """model version -> deployment -> prediction."""
     review: ReviewSection = ReviewSection()
     """prediction -> feedback -> the next records."""
+    prefer: PreferSection = PreferSection()
+    """run + feedback -> a run that prefers the answers that people gave."""
 
     @property
     def model_name(self) -> str:

@@ -163,11 +163,15 @@ class Run(Noun):
     weights_sha256: str
     """Of the safetensors file of what was learnt."""
     created_at: str
+    parent: str | None = None
+    """The run whose weights it started from; None when it started from the base model."""
+    feedback: tuple[str, ...] = ()
+    """Judgements that it learnt preferences from."""
 
     @property
     def parents(self) -> tuple[str, ...]:
         """Ids of what this was made from."""
-        return (self.dataset_version_id,)
+        return (self.dataset_version_id, *((self.parent,) if self.parent else ()), *self.feedback)
 
 
 class Evaluation(Noun):

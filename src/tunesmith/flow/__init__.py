@@ -4,8 +4,8 @@
     documents  dataset   run    evaluation  calibrator   model       prediction feedback  the next dataset version
                version                                   version
 
-Beside the loop: compare and sweep, many runs from which validation chooses; audit -> review -> the next dataset version; and what
-people do with versions (show, push, pull, withdraw).
+Beside the loop: compare and sweep, many runs from which validation chooses; prefer, run and feedback -> run; audit -> review -> the
+next dataset version; and what people do with versions (show, push, pull, withdraw).
 
 Each function takes a project, does its arrow or finds that it was done for the same inputs, and returns the noun. The
 CLI and Python users call the same functions. A killed function is called again and continues.
@@ -16,6 +16,7 @@ from tunesmith.flow.comparison import Comparison, compare
 from tunesmith.flow.dataset import compare_datasets, data_report_of, nearest_records, newest_dataset, prepare, read
 from tunesmith.flow.evaluation import Calibration, calibrate, evaluate, evaluation_of
 from tunesmith.flow.loop import Outcome, finish, renew, run
+from tunesmith.flow.preference import prefer, preferences, preferences_in_words, starting_run
 from tunesmith.flow.registration import CHAMPION, register
 from tunesmith.flow.review import ask_reviewers, export_review, import_review, review_state
 from tunesmith.flow.serving import deploy, load_predictor, predict
@@ -47,6 +48,9 @@ __all__ = [
     "newest_dataset",
     "plan",
     "predict",
+    "prefer",
+    "preferences",
+    "preferences_in_words",
     "prepare",
     "pull",
     "push",
@@ -58,6 +62,7 @@ __all__ = [
     "run_id",
     "run_plan",
     "show_dataset",
+    "starting_run",
     "sweep",
     "train",
     "withdraw",

@@ -13,7 +13,7 @@ from tunesmith.errors import NotFoundError
 from tunesmith.files import write_json
 from tunesmith.flow.dataset import dataset_of
 from tunesmith.flow.scoring import base_probes_file, base_scores_file, in_order, is_written, judge_file, score_all, truth
-from tunesmith.flow.training import run_plan
+from tunesmith.flow.training import PLAN_FILE, run_plan
 from tunesmith.project import Project, needs_extra
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _report(project: Project, run: Run, dataset: DatasetVersion, evaluation: Eva
     before, after = softmax(logits), calibrator.probabilities(logits)
     common: dict[str, Any] = {"level": section.confidence_level, "n_samples": section.bootstrap_samples, "seed": section.seed}
     latencies = json.loads((folder / "latencies.json").read_text())
-    made = run_plan(project, run)
+    made = run_plan(project, run) if (project.root / run.path / PLAN_FILE).exists() else None  # preference tuning has no plan
     compared = (_compare_written if is_written(project) else _compare_labels)(project, dataset, folder, after, latencies, common)
     return {
         "title": f"{project.config.project}: {project.config.task.instruction}",
@@ -152,18 +152,16 @@ def _report(project: Project, run: Run, dataset: DatasetVersion, evaluation: Eva
         **_forgotten(project, folder, section),
         "data": {"rows": dataset.rows, "dropped": dataset.dropped},
         "training": {
-            "settings": project.config.train.model_dump(mode="json"),
+            "settings": (project.config.train if made else project.config.prefer).model_dump(mode="json"),
             "figures": {
                 "steps": run.steps,
                 "tokens": run.tokens,
                 "supervised_tokens": run.supervised_tokens,
                 "train_loss": run.train_loss,
-                "trainable_parameters": made.trainable_parameters,
-                "all_parameters": made.all_parameters,
-                "records_cut": len(made.excess),
+                **({"trainable_parameters": made.trainable_parameters, "all_parameters": made.all_parameters, "records_cut": len(made.excess)} if made else {}),
             },
-            "seconds": _beside(run.seconds, made.seconds),
-            "peak_memory_bytes": _beside(run.peak_memory_bytes, made.peak_memory_bytes),
+            "seconds": _beside(run.seconds, made and made.seconds),
+            "peak_memory_bytes": _beside(run.peak_memory_bytes, made and made.peak_memory_bytes),
         },
         "seconds": {"prepare": project.seconds_of("prepare", dataset.id), "train": run.seconds, "evaluate": evaluation.seconds},
         "peak_memory_bytes": run.peak_memory_bytes,
@@ -229,4 +227,6 @@ def _forgotten(project: Project, folder: Path, section: EvaluateSection) -> dict
 
 
 def _beside(measured: float, predicted: Any) -> dict[str, float]:
+    if predicted is None:
+        return {"measured": measured}
     return {"measured": measured, "predicted": predicted.expected, "predicted_low": predicted.low, "predicted_high": predicted.high}

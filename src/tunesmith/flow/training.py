@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # Bump when the same inputs would learn something else, or write it elsewhere.
 STEP_VERSION = 3
 
+PLAN_FILE = "plan.json"
+
 _OF_EVALUATIONS = {"eval_steps", "max_eval_samples", "metric_for_best_model", "load_best_model_at_end", "early_stopping_patience"}
 
 
@@ -103,7 +105,7 @@ def train(project: Project, dataset: DatasetVersion, made: Plan | None = None, w
         folder.mkdir(parents=True, exist_ok=True)
         settings = project.config.train
         (folder / "config.json").write_text(project.config.model_dump_json(indent=2), encoding="utf-8")
-        (folder / "plan.json").write_text(made.model_dump_json(indent=2), encoding="utf-8")
+        (folder / PLAN_FILE).write_text(made.model_dump_json(indent=2), encoding="utf-8")
         rows = encode_rows(read(project, dataset).filter(pl.col("split") == "train"), project.prompt, settings)
         params = {f"train.{key}": value for key, value in settings.model_dump(mode="json").items()}
         about = {"dataset_version": dataset.id, "base_model": project.base.name, "base_sha256": project.base.sha256}
@@ -152,4 +154,4 @@ def run_plan(project: Project, run: Run) -> Plan:
     """Return the plan that a run was started with."""
     from tunesmith.train.plan import Plan
 
-    return Plan.model_validate_json((project.root / run.path / "plan.json").read_text(encoding="utf-8"))
+    return Plan.model_validate_json((project.root / run.path / PLAN_FILE).read_text(encoding="utf-8"))

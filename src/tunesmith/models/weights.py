@@ -85,13 +85,14 @@ def _four_bits(dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
 
 
-def load_tuned(base: Path, section: ModelSection, weights: Path | None) -> Any:
+def load_tuned(base: Path, section: ModelSection, weights: Path | None, *, is_trainable: bool = False) -> Any:
     """Load a base model with what a run learnt, or as it is.
 
     Args:
         base: Folder of the base model.
         section: The section `model`, resolved when it was trained.
         weights: Folder of the run's weights, or None for the base model as it is.
+        is_trainable: Whether an adapter learns on; a whole model always can.
 
     Returns:
         A transformers model, with PEFT's modules in it or around it where the weights are an adapter.
@@ -106,4 +107,10 @@ def load_tuned(base: Path, section: ModelSection, weights: Path | None) -> Any:
         return load_model(weights, section)
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(load_model(base, section), weights)
+    config = json.loads((weights / "adapter_config.json").read_text(encoding="utf-8"))
+    is_prefix = config["peft_type"] == "PREFIX_TUNING"
+    tuned = PeftModel.from_pretrained(load_model(base, section), weights, is_trainable=is_trainable and not is_prefix)
+    if is_trainable and is_prefix:  # which PEFT refuses to load for training
+        tuned.peft_config["default"].inference_mode = False
+        tuned.prompt_encoder.requires_grad_(True)
+    return tuned

@@ -85,7 +85,7 @@ def calibrate(project: ProjectOption = Path(), overrides: SetOption = None, as_j
 def register(
     project: ProjectOption = Path(),
     overrides: SetOption = None,
-    run_id: Annotated[str, typer.Option("--run", help="Id of an evaluated run; the one of the present settings when left out.")] = "",
+    run_id: Annotated[str, typer.Option("--run", help="Id of a finished run; the one of the present settings when left out.")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Register the run and ask the gate for the alias champion; refused exits 4."""
@@ -94,7 +94,7 @@ def register(
     opened = open_project(project, overrides, as_json=as_json)
     with opened.lock("tunesmith register"):
         trained = _run(opened, run_id)
-        version, verdict = flow.register(opened, trained, flow.evaluation_of(opened, trained) if run_id else _evaluation(opened))
+        version, verdict = flow.register(opened, trained, flow.evaluate(opened, trained))
     value = {"model_version": version.model_dump(mode="json"), "verdict": verdict.model_dump(mode="json")}
     show(as_json, value, verdict.reason, next_command="tunesmith serve" if verdict.passed else "tunesmith renew")
     _exit_when_refused(verdict.passed)
