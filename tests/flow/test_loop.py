@@ -4,9 +4,11 @@ import pytest
 
 from tunesmith import flow
 from tunesmith.data.freeze import read_records
-from tunesmith.entities import Deployment
+from tunesmith.entities import Deployment, Run
 from tunesmith.errors import DataError, NotFoundError, RefusedError
 from tunesmith.project import Progress, Project
+
+WITHOUT = "train.report_to=[]"
 
 
 class Heard(Progress):
@@ -61,6 +63,25 @@ def test_a_plan_is_made_once_and_remembered_of_a_finished_run(tiny):
     assert heard.steps == [("prepare", True), ("plan", False), ("train", False)]
     assert flow.plan(project, dataset) == flow.run_plan(project, trained)
     assert heard.steps[-1] == ("plan", True)
+
+
+def test_a_plan_knows_the_runs_of_its_own_strategy_only(tiny):
+    """What lora took says nothing of full: neither its time nor its memory."""
+    dataset = flow.prepare(tiny)
+    before = {strategy: flow.plan(Project.load(tiny.root, [f"train.strategy={strategy}", "train.seed=5", WITHOUT]), dataset) for strategy in ("lora", "full")}
+    (lora,) = (run for run in tiny.store.all(Run) if run.strategy == "lora")
+    assert before["lora"].seconds.expected == pytest.approx(before["lora"].tokens * 12 / (lora.tokens / lora.seconds))
+    own = flow.run_plan(tiny, lora)
+    measured = (lora.peak_memory_bytes - own.resident_bytes) / (own.peak_memory_bytes.expected - own.resident_bytes)
+    assert before["lora"].memory_scale == pytest.approx(measured)
+    assert before["full"].memory_scale == 1.0
+
+    project = Project.load(tiny.root, ["train.strategy=full", "train.max_steps=3", WITHOUT])
+    full = flow.train(project, dataset)
+    after = {strategy: flow.plan(Project.load(tiny.root, [f"train.strategy={strategy}", "train.seed=5", WITHOUT]), dataset) for strategy in ("lora", "full")}
+    assert after["full"].seconds.expected == pytest.approx(after["full"].tokens * 12 / (full.tokens / full.seconds))
+    assert after["lora"].seconds == before["lora"].seconds
+    assert after["full"].memory_scale != 1.0 == before["full"].memory_scale
 
 
 def test_settings_that_change_nothing_learnt_find_the_same_run(tiny):

@@ -39,19 +39,29 @@ def plan(project: Project, dataset: DatasetVersion) -> Plan:
             done(finished.id, skipped=True)
             return run_plan(project, finished)
         records = read(project, dataset).filter(pl.col("split") == "train")
-        made = make_plan(records, project.prompt, project.base.path, project.model_section, project.config.train, _speeds(project))
+        like = _like(project)
+        speeds = [run.tokens / run.seconds for run in like]
+        made = make_plan(records, project.prompt, project.base.path, project.model_section, project.config.train, speeds, _memory_ratios(project, like))
         refuse_over_limits(made, project.config.train, project.root)
         done(f"{made.rows:,} rows, {made.tokens:,} tokens, {made.steps:,} steps")
         return made
 
 
-def _speeds(project: Project) -> list[float]:
-    """Return tokens a second of earlier runs with the same base, strategy, passes and cores."""
-    speeds = []
-    for run in project.store.all(Run):
-        if (run.base_sha256, run.strategy, run.machine) == (project.base.sha256, project.config.train.strategy, _machine(project)):
-            speeds.append(run.tokens / run.seconds)
-    return speeds
+def _like(project: Project) -> list[Run]:
+    """Return earlier runs with the same base, strategy, passes and cores: what their time and memory were, this run's may be."""
+    wanted = (project.base.sha256, project.config.train.strategy, _machine(project))
+    return [run for run in project.store.all(Run) if (run.base_sha256, run.strategy, run.machine) == wanted]
+
+
+def _memory_ratios(project: Project, runs: list[Run]) -> list[float]:
+    """Return what runs measured of their own memory, as a multiple of what their plan said before it knew of any earlier run."""
+    ratios = []
+    for run in runs:
+        made = run_plan(project, run) if (project.root / run.path / "plan.json").exists() else None
+        if made and made.resident_bytes:
+            planned = (made.peak_memory_bytes.expected - made.resident_bytes) / made.memory_scale
+            ratios.append((run.peak_memory_bytes - made.resident_bytes) / planned)
+    return ratios
 
 
 def _machine(project: Project) -> str:

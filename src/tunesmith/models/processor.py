@@ -7,6 +7,11 @@ import time
 
 import torch
 
+# Below torch, oneDNN and ideep each keep what they prepared for 1,024 shapes of matrix products. Batches differ in shape, and what is kept
+# grows by some 15 MB a step until it takes a gigabyte. A step of two workers needs about 150 at a time. Read at the first product.
+for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_cache, "256")
+
 
 def n_workers() -> int:
     """Return how many forward passes run side by side on the CPU: one a core that this process may use."""

@@ -8,7 +8,10 @@ finished run on the same base and machine replaces the probe of the processor by
 from __future__ import annotations
 
 import shutil
+import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -22,6 +25,8 @@ from tunesmith.models.processor import matmul_flops_per_second, n_workers
 from tunesmith.models.settings import ModelSection
 from tunesmith.models.tokens import Prompt
 from tunesmith.train.batches import Rows, Step, encode_rows, schedule
+from tunesmith.train.dry_run import dry_run
+from tunesmith.train.learner import rows_batch
 from tunesmith.train.settings import TrainSection
 from tunesmith.train.strategies import load_strategy
 
@@ -36,11 +41,20 @@ _EFFICIENCY = {
 # What a step takes whatever its rows: weights read from memory, adapters copied and updated.
 _STEP_SECONDS = (0.1, 0.3, 0.6)
 _OWN_HISTORY = (0.7, 1.0, 1.25)
-# What the heap holds for what is live. Side-by-side passes differ in shape, and what one frees does not fit the next: of short runs it is
-# the low end, after some hundred steps it was 3.1 to 3.9 (batches of 8, 12 and 16).
-_HEAP_FACTOR = {"fast": (1.0, 3.2, 4.4), "plain": (0.85, 1.0, 1.4)}
-# Libraries that are loaded after the plan: MLflow's, the threads' stacks.
-_LATER_LIBRARIES = (0, 200e6, 350e6)
+# Fitted by benchmarks/memory.py, on the settings that its table marks; the others were held out. Libraries that are loaded after the plan;
+# what oneDNN and ideep keep for each shape of a bfloat16 product, until the caches that `processor.py` bounds are full; and what the heap
+# holds for each byte that is live in the largest pass, which was not the first one: what a batch frees does not always fit the next. Of the
+# plain pass it depends on how small and large, float32 and bfloat16 follow each other, so each strategy has its own.
+_LATER_BYTES = 0.03e9
+_PRODUCT_BYTES, _PRODUCTS_KEPT = 0.97e6, 370
+_HEAP = {"fast": 1.04, "lora": 1.39, "full": 1.34, "prefix": 1.26, "qlora": 1.52}
+_HEAP_OF_OTHERS = 1.39
+# What passes side by side make the heap grow by in the first 80 steps. Of the plain pass no longer run was measured.
+_GROWTH_BYTES, _GROWTH_STEPS = {"fast": 0.21e9, "plain": 0.0}, 80
+_MEMORY_SPREAD = {"fast": (0.9, 1.0, 1.1), "plain": (0.9, 1.0, 1.2)}
+# How far runs of the same base, strategy and machine are from each other.
+_OWN_MEMORY_SPREAD = (0.95, 1.0, 1.05)
+_RECENT_RUNS = 5
 _SHOWN = 5
 _ROUND_TRIP_SAMPLE = 200
 
@@ -63,6 +77,8 @@ class Plan(BaseModel):
         supervised_tokens: tokens that the loss is taken at, one epoch.
         excess: ids of records whose text does not fit, with what happens to them in `excess_length_strategy`.
         peak_memory_bytes, seconds: estimates. disk_bytes: checkpoints and adapter at most.
+        resident_bytes: what the process held when it planned; the rest of the peak is the run's own.
+        memory_scale: what earlier runs made of the prediction of the run's own memory.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -87,6 +103,8 @@ class Plan(BaseModel):
     peak_memory_bytes: Estimate
     seconds: Estimate
     disk_bytes: int
+    resident_bytes: int = 0
+    memory_scale: float = 1.0
 
     @property
     def trainable_share(self) -> float:
@@ -94,7 +112,15 @@ class Plan(BaseModel):
         return self.trainable_parameters / self.all_parameters
 
 
-def make_plan(records: pl.DataFrame, prompt: Prompt, base: Path, model: ModelSection, section: TrainSection, history: Sequence[float] = ()) -> Plan:
+def make_plan(
+    records: pl.DataFrame,
+    prompt: Prompt,
+    base: Path,
+    model: ModelSection,
+    section: TrainSection,
+    history: Sequence[float] = (),
+    memory_ratios: Sequence[float] = (),
+) -> Plan:
     """Work out a run without loading weights or training.
 
     Args:
@@ -103,14 +129,16 @@ def make_plan(records: pl.DataFrame, prompt: Prompt, base: Path, model: ModelSec
         base: Folder of the base model.
         model: The section `model`, resolved.
         section: The section `train`.
-        history: Tokens a second of earlier runs of this base and these settings on this machine.
+        history: Tokens a second of earlier runs of this base and strategy on this machine, oldest first.
+        memory_ratios: What those runs measured of their own memory, as a multiple of what was planned without history.
 
     Raises:
         DataError: texts do not fit and the strategy is `raise`, or the chat template cannot be trained on.
     """
     rows = encode_rows(records, prompt, section)
     steps = schedule(rows, section)
-    footprint = measure_footprint(base, model, load_strategy(section).prepare)
+    footprint = measure_footprint(base, load_strategy(section).prepare)
+    parts = memory_parts(rows, steps, prompt.prefix, base, model, section)
     n_prefix = len(prompt.prefix)
     lengths = rows.lengths
     tokens = sum(lengths) + n_prefix * len(rows)
@@ -136,7 +164,9 @@ def make_plan(records: pl.DataFrame, prompt: Prompt, base: Path, model: ModelSec
         template_round_trips=prompt.round_trips(records["text"].head(_ROUND_TRIP_SAMPLE).to_list()),
         trainable_parameters=footprint.trainable,
         all_parameters=footprint.parameters,
-        peak_memory_bytes=_memory(footprint, steps, lengths, n_prefix, rows, model),
+        peak_memory_bytes=_memory(parts, model.forward, memory_ratios),
+        resident_bytes=parts.resident,
+        memory_scale=statistics.median(memory_ratios[-_RECENT_RUNS:]) if memory_ratios else 1.0,
         seconds=_with_evaluations(_seconds(footprint, steps, lengths, n_prefix, model, history), steps, section),
         # Weights and two moments a checkpoint; the result; the best weights, and those that were the best before.
         disk_bytes=((section.save_total_limit + 1) * 3 + 1 + (2 if section.eval_steps else 0)) * footprint.trainable * 4,
@@ -146,18 +176,46 @@ def make_plan(records: pl.DataFrame, prompt: Prompt, base: Path, model: ModelSec
     return plan
 
 
-def _memory(footprint: Footprint, steps: Sequence[Step], lengths: Sequence[int], n_prefix: int, rows: Rows, model: ModelSection) -> Estimate:
-    """Predict the peak: what this process holds now, weights, optimizer and gradients, and the largest pass."""
-    largest = 0
-    for step in steps:
-        if not step.rows:
-            continue
-        width = n_prefix + max(lengths[row] for row in step.rows)
-        positions = sum(len(rows.answers[row]) for row in step.rows)
-        largest = max(largest, footprint.activation_bytes(_tokens_computed(step, lengths, n_prefix, model), width) + footprint.logit_bytes(positions))
-    # Side-by-side passes each return their own gradients before they are added.
-    fixed = resident_bytes() + footprint.weight_bytes + footprint.optimizer_bytes + footprint.optimizer_bytes // 4 * _passes(model)
-    low, expected, high = (fixed + later + largest * heap for later, heap in zip(_LATER_LIBRARIES, _HEAP_FACTOR[model.forward], strict=True))
+@dataclass(frozen=True)
+class MemoryParts:
+    """What a run's peak memory is made of, in bytes.
+
+    Attributes:
+        resident: What the process holds already.
+        held: Weights, their copies in the compute dtype, gradients that wait to be added, and the optimizer's two moments.
+        live: The most that the passes of a batch hold together: activations, logits, gradients.
+        products: Matrix products in bfloat16 of different shapes.
+        heap: What the heap holds for each byte of `live`.
+        growth: What it grows by over the steps, beside.
+    """
+
+    resident: int
+    held: int
+    live: int
+    products: int
+    heap: float
+    growth: float
+
+
+def memory_parts(rows: Rows, steps: Sequence[Step], prefix: Sequence[int], base: Path, model: ModelSection, section: TrainSection) -> MemoryParts:
+    """Count what a run holds, by its largest batch."""
+    resident, lengths, n_prefix, n_passes = resident_bytes(), rows.lengths, len(prefix), _passes(model)
+    shapes = {(len(part), max(lengths[row] for row in part)) for step in steps for worker in range(n_passes) if (part := step.rows[worker::n_passes])}
+    largest = max(steps, key=lambda step: _tokens_computed(step, lengths, n_prefix, model))
+    parts = [part for worker in range(n_passes) if (part := largest.rows[worker::n_passes])]
+    strategy, heap = load_strategy(section), _HEAP.get("fast" if model.forward == "fast" else section.strategy, _HEAP_OF_OTHERS)
+    run = dry_run(base, model, strategy.prepare, [partial(rows_batch, rows, part, prefix) for part in parts], in_float32=strategy.in_float32)
+    growth = _GROWTH_BYTES[model.forward] * min(1.0, len(steps) / _GROWTH_STEPS)
+    waiting = run.trained if section.gradient_accumulation_steps > 1 else 0
+    copies = run.trained // 2 if strategy.in_float32 and model.dtype == "bfloat16" else 0
+    return MemoryParts(resident, run.held + 2 * run.trained + waiting + copies, sum(run.passes), len(shapes) * run.products, heap, growth)
+
+
+def _memory(parts: MemoryParts, forward: str, ratios: Sequence[float]) -> Estimate:
+    """Predict the peak; earlier runs say how much more or less than their plan's own share was measured."""
+    own = parts.held + _LATER_BYTES + _PRODUCT_BYTES * min(parts.products, _PRODUCTS_KEPT) + parts.heap * parts.live + parts.growth
+    scale = statistics.median(ratios[-_RECENT_RUNS:]) if ratios else 1.0
+    low, expected, high = (parts.resident + own * scale * spread for spread in (_OWN_MEMORY_SPREAD if ratios else _MEMORY_SPREAD[forward]))
     return Estimate(low=low, expected=expected, high=high)
 
 
