@@ -22,6 +22,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from tunesmith.data.settings import DataSection
 from tunesmith.errors import ConfigError, NotFoundError
 from tunesmith.evaluate.settings import CalibrateSection, EvaluateSection
+from tunesmith.launch.settings import LaunchSection
 from tunesmith.models.settings import ModelSection, TaskSection
 from tunesmith.registry.settings import RegistrySection
 from tunesmith.review.settings import ReviewSection
@@ -49,6 +50,8 @@ class Config(Section):
     """The base model."""
     train: TrainSection = TrainSection()
     """dataset version -> run."""
+    launch: LaunchSection = LaunchSection()
+    """On how many processes and machines a run trains."""
     compare: CompareSection = CompareSection()
     """Several ways to train, measured on the same data."""
     sweep: SweepSection = SweepSection()

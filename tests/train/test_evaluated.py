@@ -10,10 +10,12 @@ from safetensors.torch import load_file
 from test_fit import DEFAULTS, losses, weights
 from test_fit_killed import PROCESSES
 
-from tunesmith.errors import BackendError
+from tunesmith.errors import BackendError, ConfigError, DataError
 from tunesmith.files import file_sha256
 from tunesmith.models.batch import training_batch
-from tunesmith.models.engine import Engine, forward_pass
+from tunesmith.models.engine import Engine, forward_pass, load_tokenizer
+from tunesmith.models.settings import TaskSection
+from tunesmith.models.tokens import Prompt
 from tunesmith.models.weights import load_tuned
 from tunesmith.train.batches import encode_rows
 from tunesmith.train.fit import fit
@@ -126,3 +128,18 @@ def test_the_last_step_is_saved_before_its_evaluation_can_fail(tmp_path, run, mo
     assert (tmp_path / "a" / "checkpoint-16.safetensors").exists()
     assert run("a", eval_steps=100).steps == 16
     assert json.loads((tmp_path / "a" / "losses.jsonl").read_text().splitlines()[-1])["step"] == 16
+
+
+def test_where_answers_are_written_their_loss_is_the_metric(tmp_path, records, base, model):
+    prompt = Prompt(load_tokenizer(base), TaskSection(type="chat", instruction="Say what kind it is.", max_answer_tokens=12), 160)
+    start(tmp_path / "a", records, prompt, base, model)
+    assert {tuple(line) for line in evaluations(tmp_path / "a")} == {("step", "eval_loss")}
+    first, *_, last = (line["eval_loss"] for line in evaluations(tmp_path / "a"))
+    assert last < first
+    with pytest.raises(ConfigError, match="must be loss where answers are written"):
+        start(tmp_path / "b", records, prompt, base, model, metric_for_best_model="accuracy")
+
+
+def test_an_empty_validation_split_is_named(records, prompt):
+    with pytest.raises(DataError, match="needs records in the validation split"):
+        Validation.of(records.clear(), prompt, TrainSection(eval_steps=1))

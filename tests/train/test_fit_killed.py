@@ -10,11 +10,18 @@ import threading
 from pathlib import Path
 
 import pytest
-from test_fit import train
+from test_fit import DEFAULTS, train
 
 from tunesmith.errors import BackendError
 from tunesmith.files import file_sha256
+from tunesmith.models.engine import resolve
+from tunesmith.models.weights import weights_file
+from tunesmith.train.batches import encode_rows
 from tunesmith.train.checkpoint import newest_checkpoint, step_of
+from tunesmith.train.fit import fit
+from tunesmith.train.settings import TrainSection
+from tunesmith.train.strategies import load_strategy
+from tunesmith.train.validation import Validation
 
 # Saves are not at the logged steps, and a step accumulates: the state in between must not matter.
 SETTINGS = {"save_steps": 3, "logging_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_train_epochs": 3, "lora_dropout": 0.1}
@@ -123,3 +130,38 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_the_next_run_continues(tm
     assert newest_checkpoint(folder).name == "checkpoint-3.safetensors"
     assert in_a_process(_train_and_die, (folder, *arguments), 10_000, 0) == 0
     assert_same_run(folder, uninterrupted)
+
+
+STRATEGIES = {
+    "full": {"strategy": "full", "learning_rate": 1e-2},
+    "lora": {"strategy": "lora", "learning_rate": 1e-2},
+    "qlora": {"strategy": "qlora", "learning_rate": 1e-2},
+    "prefix": {"strategy": "prefix", "learning_rate": 0.1},
+}
+MANY = {"save_steps": 2, "logging_steps": 1, "eval_steps": 5, "max_eval_samples": 12, "num_train_epochs": 6}
+
+
+def _train_strategy_and_die(arguments, strategy, step, delay):
+    folder, records, prompt, base, model = arguments
+    chosen = STRATEGIES[strategy]
+    section = TrainSection(**(DEFAULTS | MANY | chosen))
+    made = load_strategy(section)
+    model = resolve(model.model_copy(update={"forward": "auto", "load_in_4bit": made.load_in_4bit}), base, fits_fast_pass=made.fits_fast_pass)
+    validation = Validation.of(records.tail(16), prompt, section)
+    rows = encode_rows(records.head(32), prompt, section)
+    fit(rows, prompt.prefix, base, model, section, folder, _kill_at(step, delay), validation=validation)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_ten_kills_at_random_moments_change_no_bit(tmp_path, records, prompt, base, model, strategy):
+    """24 steps with checkpoints, evaluations and the best step's weights; SIGKILL within 30 ms after each of ten drawn steps."""
+    given = (records, prompt, base, model)
+    assert in_a_process(_train_strategy_and_die, (tmp_path / "whole", *given), strategy, 10_000, 0) == 0
+    draw = random.Random(f"kills of {strategy}")
+    killed = 0
+    for last in sorted(draw.sample(range(1, 24), 10)):
+        killed += in_a_process(_train_strategy_and_die, (tmp_path / "killed", *given), strategy, last, draw.uniform(0, 0.03)) == -signal.SIGKILL
+    assert killed >= 9, "the last one may come too late"
+    assert in_a_process(_train_strategy_and_die, (tmp_path / "killed", *given), strategy, 10_000, 0) == 0
+    assert figures(tmp_path / "killed") == figures(tmp_path / "whole")
+    assert file_sha256(weights_file(tmp_path / "killed" / "weights")) == file_sha256(weights_file(tmp_path / "whole" / "weights"))

@@ -22,6 +22,7 @@ from tunesmith.flow.review import ask_reviewers, export_review, import_review, r
 from tunesmith.flow.serving import deploy, load_predictor, predict
 from tunesmith.flow.sweep import Sweep, sweep
 from tunesmith.flow.training import plan, run_id, run_plan, train
+from tunesmith.flow.verification import Verified, verify_resume
 from tunesmith.flow.versions import checkout, pull, push, show_dataset, withdraw
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Comparison",
     "Outcome",
     "Sweep",
+    "Verified",
     "ask_reviewers",
     "audit",
     "calibrate",
@@ -65,5 +67,6 @@ __all__ = [
     "starting_run",
     "sweep",
     "train",
+    "verify_resume",
     "withdraw",
 ]

@@ -10,6 +10,7 @@ import polars as pl
 from tunesmith.entities import DatasetVersion, Run, content_id, utc_now
 from tunesmith.files import file_sha256
 from tunesmith.flow.dataset import read
+from tunesmith.flow.processes import fit_in_processes, make_job, validation_of
 from tunesmith.project import Project, needs_extra
 from tunesmith.train.settings import NOT_LEARNT
 
@@ -67,7 +68,9 @@ def _memory_ratios(project: Project, runs: list[Run]) -> list[float]:
 def _machine(project: Project) -> str:
     from tunesmith.models.processor import n_workers
 
-    return f"{n_workers()} workers, {project.model_section.forward}, {project.model_section.dtype}"
+    launch = project.config.launch
+    processes = f", {launch.n_processes} processes" if launch.n_processes > 1 else ""
+    return f"{n_workers()} workers, {project.model_section.forward}, {project.model_section.dtype}{processes}"
 
 
 def run_id(project: Project, dataset: DatasetVersion) -> str:
@@ -107,7 +110,7 @@ def train(project: Project, dataset: DatasetVersion, made: Plan | None = None, w
         from tunesmith.train.batches import encode_rows
         from tunesmith.train.checkpoint import remove_checkpoints
         from tunesmith.train.fit import fit
-        from tunesmith.train.validation import Validation
+        from tunesmith.train.job import remove_rows
     made = made or plan(project, dataset)
     with project.step("train") as done:
         identity = run_id(project, dataset)
@@ -130,10 +133,11 @@ def train(project: Project, dataset: DatasetVersion, made: Plan | None = None, w
                 watch(step, steps, figures)
 
         told: dict[str, float] = {}
-        validation = None
-        if settings.eval_steps:
-            validation = Validation.of(read(project, dataset).filter(pl.col("split") == "validation"), project.prompt, settings)
-        fitted = fit(rows, project.prompt.prefix, project.base.path, project.model_section, settings, folder, report, validation=validation)
+        job = make_job(project, folder)
+        if project.config.launch.launcher == "local":
+            fitted = fit(rows, job.prefix, job.base, job.model, job.train, folder, report, validation=validation_of(project, dataset))
+        else:
+            fitted = fit_in_processes(project, job, rows, dataset, report)
         run = Run(
             id=identity,
             dataset_version_id=dataset.id,
@@ -156,6 +160,7 @@ def train(project: Project, dataset: DatasetVersion, made: Plan | None = None, w
         project.trackers.finish(run.id)
         project.store.put(run)
         remove_checkpoints(folder)
+        remove_rows(folder)
         done(f"{run.id}: {run.steps:,} steps, loss {run.train_loss:.3f}, {run.tokens / run.seconds:,.0f} tokens a second")
         return run
 

@@ -36,6 +36,11 @@ def remove_checkpoints(folder: Path) -> None:
         path.unlink()
 
 
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Return where the checkpoint after a step is, or would be."""
+    return folder / f"checkpoint-{step}.safetensors"
+
+
 def step_of(path: Path) -> int:
     """Return the step after which a checkpoint was written, or best weights."""
     return int(path.stem.rpartition("-")[2])
@@ -56,7 +61,7 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], sta
         BackendError: see `writing`.
     """
     with writing(folder):
-        write_tensors(folder / f"checkpoint-{step}.safetensors", tensors, state)
+        write_tensors(checkpoint_path(folder, step), tensors, state)
         for old in sorted(_checkpoints(folder), key=step_of)[:-keep]:
             old.unlink()
         for best in folder.glob("best-*.safetensors"):

@@ -29,9 +29,20 @@ from tunesmith.models.settings import ModelSection
 from tunesmith.models.weights import WEIGHTS_FOLDER, load_model
 from tunesmith.train.alarms import Alarms
 from tunesmith.train.batches import Rows, Step, schedule
-from tunesmith.train.checkpoint import newest_checkpoint, read_best, read_tensors, remove_checkpoints, write_best, write_checkpoint, writing
+from tunesmith.train.checkpoint import (
+    checkpoint_path,
+    newest_checkpoint,
+    read_best,
+    read_tensors,
+    remove_checkpoints,
+    step_of,
+    write_best,
+    write_checkpoint,
+    writing,
+)
 from tunesmith.train.learner import Learner
 from tunesmith.train.optimizer import Optimizer
+from tunesmith.train.processes import Processes
 from tunesmith.train.settings import TrainSection
 from tunesmith.train.strategies import Strategy, load_strategy
 from tunesmith.train.validation import Validation
@@ -97,6 +108,8 @@ def fit(
     report: Report,
     *,
     validation: Validation | None = None,
+    processes: Processes | None = None,
+    fsdp: bool = False,
 ) -> Fitted:
     """Train and write what was learnt to `folder/weights`.
 
@@ -107,28 +120,49 @@ def fit(
         model: The section `model`, resolved.
         section: The section `train`.
         folder: The run's folder: checkpoints, losses and in the end the weights.
-        report: Receives the figures of logged steps and of evaluations.
+        report: Receives the figures of logged steps and of evaluations, in each process.
         validation: What `train.eval_steps` evaluates on; nothing is evaluated without.
+        processes: Who trains beside this process; each calls this function with the same arguments, and the first one writes. None: nobody.
+        fsdp: Whether weights, gradients and optimizer state are shared out among the processes.
 
     Raises:
         DivergedError: the loss is not finite or explodes.
-        BackendError: a checkpoint cannot be written.
+        BackendError: a checkpoint cannot be written, or several processes would each train alone.
         Terminated: SIGTERM came; a checkpoint of the last whole step was written.
     """
+    processes = processes or Processes().checked(1)
     folder.mkdir(parents=True, exist_ok=True)
-    if section.resume_from_checkpoint == "never":
+    if section.resume_from_checkpoint == "never" and processes.is_first:
         remove_checkpoints(folder)
     strategy = load_strategy(section)
-    prepared = strategy.prepare(load_model(base, model.model_copy(update={"dtype": "float32"}) if strategy.in_float32 else model), prefix)
+
+    def prepared() -> Any:
+        return strategy.prepare(load_model(base, model.model_copy(update={"dtype": "float32"}) if strategy.in_float32 else model), prefix)
+
     with PeakMemory() as memory:
-        run = _Run(Learner(prepared, model, rows, prefix), rows, base, model, section, folder, report, validation)
+        learner = _kind_of_learner(fsdp)(prepared(), model, rows, prefix, processes)
+        run = _Run(learner, rows, base, model, section, folder, report, validation)
         run.to_the_end()
-        with writing(folder):
-            _save(strategy, prepared, folder, getattr(torch, model.dtype))
+        learnt = learner.tensors() if fsdp else {}
+        if processes.is_first:
+            if fsdp:
+                learner = Learner(prepared(), model, rows, prefix, processes)
+                learner.load(learnt)
+            with writing(folder):
+                _save(strategy, learner.model, folder, getattr(torch, model.dtype))
+        peak = int(processes.largest(memory.bytes))  # also waits for the first one to have written
     state = run.state
     tokens = sum(len(rows.prompts[row]) + len(rows.answers[row]) + len(prefix) for step in run.passes(0, state.step) for row in step.rows)
     is_best = section.load_best_model_at_end and state.best is not None
-    return Fitted(state.step, run.log.last_mean(), state.seconds, memory.bytes, tokens, state.best_step if is_best else state.step)
+    return Fitted(state.step, run.log.last_mean(), state.seconds, peak, tokens, state.best_step if is_best else state.step)
+
+
+def _kind_of_learner(fsdp: bool) -> type[Learner]:
+    if not fsdp:
+        return Learner
+    from tunesmith.train.sharding import ShardedLearner
+
+    return ShardedLearner
 
 
 def _save(strategy: Strategy, learner: Any, folder: Path, dtype: torch.dtype) -> None:
@@ -160,14 +194,17 @@ class _Run:
         self.n_steps = len(self._steps) // section.gradient_accumulation_steps
         self._optimizer = Optimizer(learner.parameters, section, self.n_steps)
         self.state = _State()
-        checkpoint = newest_checkpoint(folder)
-        if checkpoint:
-            tensors, state = read_tensors(checkpoint)
+        self._processes = learner.processes
+        # The first process clears away what is half written, and says which checkpoint is the newest.
+        newest = newest_checkpoint(folder) if self._processes.is_first else None
+        step = round(self._processes.sum([step_of(newest) if newest else 0])[0])
+        if step:
+            tensors, state = read_tensors(checkpoint_path(folder, step))
             learner.load(tensors)
             self._optimizer.load(tensors)
             self.state = _State(**state)
         self._alarms = Alarms(learner.model.config.vocab_size, section.learning_rate, self.state.seen)
-        self.log = _LossLog(folder / LOSSES_FILE, report, self.n_steps, from_step=self.state.step)
+        self.log = _LossLog(folder / LOSSES_FILE, report, self.n_steps, from_step=self.state.step, writes=self._processes.is_first)
         self._saved_step = self.state.step
         self._before, self._started = self.state.seconds, time.monotonic()
 
@@ -181,11 +218,13 @@ class _Run:
                 if state.step == self.n_steps or self._has_enough():
                     break
                 self._step()
-                if state.step % section.save_steps == 0 or state.step == self.n_steps or terminated.is_set():
+                is_terminated = self._processes.any(terminated.is_set())
+                if state.step % section.save_steps == 0 or state.step == self.n_steps or is_terminated:
                     self._checkpoint()
-                if terminated.is_set():
+                if is_terminated:
                     raise Terminated(f"SIGTERM came: step {state.step} of {self.n_steps} was finished and saved.")
         if self._validation and section.load_best_model_at_end and state.best_step != state.step:
+            self._processes.any(False)  # waits for the first one to have written it
             self._learner.load(read_best(self._folder, state.best_step))
 
     def passes(self, first: int, after: int) -> list[Step]:
@@ -195,12 +234,17 @@ class _Run:
 
     def _step(self) -> None:
         state, section = self.state, self._section
-        losses = []
-        for position, step in enumerate(self.passes(state.step, state.step + 1)):
-            torch.manual_seed(section.seed * 1_000_003 + state.step * section.gradient_accumulation_steps + position)  # dropout
+        losses: list[float] = []
+        passes = self.passes(state.step, state.step + 1)
+        for position, step in enumerate(passes):
+            number = (state.step * section.gradient_accumulation_steps + position) * self._processes.size + self._processes.rank
+            torch.manual_seed(section.seed * 1_000_003 + number)  # dropout
             losses.append(self._learner.backward(step))
-            self._alarms.check_finite("The loss", losses[-1], state.step + 1, self._records([step]))
-        loss, records = math.fsum(losses), self._records(self.passes(state.step, state.step + 1))
+        losses = self._processes.sum(losses)
+        for step, loss in zip(passes, losses, strict=True):
+            self._alarms.check_finite("The loss", loss, state.step + 1, self._records([step]))
+        self._learner.combine()
+        loss, records = math.fsum(losses), self._records(passes)
         rate, norm = self._optimizer.step(state.step)
         state.step += 1
         self._alarms.check_finite("The gradient's norm", norm, state.step, records)
@@ -222,7 +266,9 @@ class _Run:
         if self._saved_step == self.state.step:
             return
         tensors = self._learner.tensors() | self._optimizer.tensors()
-        write_checkpoint(self._folder, self.state.step, tensors, asdict(self.state), keep=self._section.save_total_limit, best_step=self.state.best_step)
+        if self._processes.is_first:
+            keep = self._section.save_total_limit
+            write_checkpoint(self._folder, self.state.step, tensors, asdict(self.state), keep=keep, best_step=self.state.best_step)
         self._saved_step = self.state.step
 
     def _is_evaluated(self) -> bool:
@@ -238,7 +284,9 @@ class _Run:
         value = -figures[f"eval_{metric}"] if metric == "loss" else figures[f"eval_{metric}"]
         if state.best is None or value > state.best:
             state.best, state.best_step, state.waited = value, state.step, 0
-            write_best(self._folder, state.step, self._learner.tensors())
+            tensors = self._learner.tensors()
+            if self._processes.is_first:
+                write_best(self._folder, state.step, tensors)
         else:
             state.waited += 1
         state.seconds = self._before + time.monotonic() - self._started
@@ -266,13 +314,14 @@ def _termination() -> Iterator[threading.Event]:
 class _LossLog:
     """Keeps figures in a file, a JSON object a line, and hands them on. A resumed run drops what it will log again."""
 
-    def __init__(self, path: Path, report: Report, n_steps: int, *, from_step: int) -> None:
-        self._path, self._report, self._n_steps = path, report, n_steps
+    def __init__(self, path: Path, report: Report, n_steps: int, *, from_step: int, writes: bool) -> None:
+        self._path, self._report, self._n_steps, self._writes = path, report, n_steps, writes
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         whole = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one is torn where the disk was full
         # A checkpoint is written before the evaluation of its step, which comes again.
         self._lines: list[dict[str, float]] = [line for line in whole if line["step"] < from_step + ("loss" in line)]
-        write_text(path, "".join(f"{json.dumps(line)}\n" for line in self._lines))
+        if writes:
+            write_text(path, "".join(f"{json.dumps(line)}\n" for line in self._lines))
 
     def last_mean(self) -> float:
         losses = [line["loss"] for line in self._lines if "loss" in line]
@@ -282,6 +331,7 @@ class _LossLog:
     def add(self, step: int, figures: dict[str, float], seconds: float) -> None:
         line: dict[str, float] = {"step": step, **figures, "seconds": round(seconds, 3)}
         self._lines.append(line)
-        with writing(self._path.parent), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        if self._writes:
+            with writing(self._path.parent), self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
         self._report(step, self._n_steps, figures)

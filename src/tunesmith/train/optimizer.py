@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from tunesmith.train.processes import placed_like, whole
 from tunesmith.train.settings import TrainSection
 
 _STATE = ("step", "exp_avg", "exp_avg_sq")
@@ -51,17 +52,17 @@ class Optimizer:
             group["lr"] = rate * factor
         self._adamw.step()
         self._adamw.zero_grad()
-        return self._section.learning_rate * factor, float(norm)
+        return self._section.learning_rate * factor, float(whole(norm))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state as named tensors; empty before the first step."""
-        return {f"{key}.{name}": self._adamw.state[p][key] for name, p in self._named.items() if p in self._adamw.state for key in _STATE}
+        return {f"{key}.{name}": whole(self._adamw.state[p][key]) for name, p in self._named.items() if p in self._adamw.state for key in _STATE}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `tensors` returned."""
         for name, parameter in self._named.items():
             if f"step.{name}" in tensors:
-                self._adamw.state[parameter] = {key: tensors[f"{key}.{name}"].to(parameter.device) for key in _STATE}
+                self._adamw.state[parameter] = {key: placed_like(parameter, tensors[f"{key}.{name}"]) for key in _STATE}
 
 
 def rate_factor(number: int, n_steps: int, section: TrainSection) -> float:

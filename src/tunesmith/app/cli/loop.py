@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ from tunesmith.app.cli.options import JsonOption, ProjectOption, SetOption, dura
 
 if TYPE_CHECKING:
     from tunesmith.entities import DatasetVersion, Evaluation, Run
-    from tunesmith.flow import Outcome
+    from tunesmith.flow import Outcome, Verified
     from tunesmith.project import Project
     from tunesmith.train.plan import Plan
 
@@ -52,12 +53,23 @@ def plan(project: ProjectOption = Path(), overrides: SetOption = None, as_json: 
     show(as_json, made.model_dump(mode="json") | {"trainable_share": made.trainable_share}, plan_in_words(made), next_command="tunesmith train")
 
 
-def train(project: ProjectOption = Path(), overrides: SetOption = None, as_json: JsonOption = False) -> None:
+def train(
+    project: ProjectOption = Path(),
+    overrides: SetOption = None,
+    verify: Annotated[
+        bool, typer.Option("--verify-resume", help="Train nothing; kill a twin of the run and prove that it continues to equal figures.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Dataset version -> run; a killed run continues."""
     from tunesmith import flow
 
     opened = open_project(project, overrides, as_json=as_json)
     with opened.lock("tunesmith train"):
+        if verify:
+            verified = flow.verify_resume(opened, _dataset(opened))
+            show(as_json, asdict(verified), verified_in_words(verified), next_command="tunesmith train")
+            return
         trained = flow.train(opened, _dataset(opened))
     show(as_json, trained.model_dump(mode="json"), run_in_words(opened, trained), next_command="tunesmith evaluate")
 
@@ -210,6 +222,12 @@ def run_in_words(project: Project, run: Run) -> str:
         ("time", f"{duration(seconds.expected)} [{duration(seconds.low)}, {duration(seconds.high)}]", duration(run.seconds)),
     )
     return "\n".join(f"  {name:<8}{predicted:>34}{measured:>16}" for name, predicted, measured in rows)
+
+
+def verified_in_words(verified: Verified) -> str:
+    """Write the figures that were equal."""
+    rows = [f"  {line['step']:>6.0f}  " + "  ".join(f"{name} {value!r}" for name, value in line.items() if name != "step") for line in verified.lines]
+    return "\n".join((f"  equal after SIGKILL and a start from the checkpoint of step {verified.checkpoint}:", *rows))
 
 
 def report_in_words(report: dict[str, object]) -> str:

@@ -1,0 +1,149 @@
+"""A run on disk: all that a process needs to train it, without the store, the dataset or a tokenised text of its own.
+
+    job.json   the base model, the sections `model`, `train` and `task`, and how many processes train together
+    rows/      the training rows as token ids, and those of the validation split: numpy arrays that all processes map into their memory
+
+The rows are tokenised once, by the command that starts the processes; a rows folder that is there is complete and is used again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from tunesmith.files import write_json
+from tunesmith.models.engine import load_tokenizer
+from tunesmith.models.settings import ModelSection, TaskSection
+from tunesmith.models.tokens import Prompt
+from tunesmith.train.batches import Rows
+from tunesmith.train.settings import TrainSection
+from tunesmith.train.validation import Validation
+
+JOB_FILE = "job.json"
+_ROWS, _VALIDATION = "rows", "validation"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process of a run is told.
+
+    Attributes:
+        folder: The run's folder, the same for all processes.
+        base: Folder of the base model.
+        model, train, task: Sections, resolved.
+        prefix: Token ids that every prompt starts with.
+        n_processes: How many train together.
+        fsdp: Whether weights, gradients and optimizer state are shared out among them.
+    """
+
+    folder: Path
+    base: Path
+    model: ModelSection
+    train: TrainSection
+    task: TaskSection
+    prefix: tuple[int, ...]
+    n_processes: int = 1
+    fsdp: bool = False
+
+    def save(self, rows: Callable[[], Rows], validation: Callable[[], Validation] | None) -> None:
+        """Write the job, and the rows where they are not there yet.
+
+        Args:
+            rows: Tokenises the training rows.
+            validation: Tokenises the validation split, or None.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write_once(self.folder / _ROWS, lambda into: _write_rows(rows(), into))
+        if validation:
+            _write_once(self.folder / _VALIDATION, lambda into: _write_validation(validation(), into))
+        values = {"base": str(self.base), "prefix": list(self.prefix), "n_processes": self.n_processes, "fsdp": self.fsdp}
+        sections = {name: getattr(self, name).model_dump(mode="json") for name in ("model", "train", "task")}
+        write_json(self.folder / JOB_FILE, {**values, **sections})
+
+    @classmethod
+    def load(cls, folder: Path) -> Job:
+        """Read what `save` wrote."""
+        told = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
+        sections = {name: kind.model_validate(told[name]) for name, kind in (("model", ModelSection), ("train", TrainSection), ("task", TaskSection))}
+        return cls(folder, Path(told["base"]), prefix=tuple(told["prefix"]), n_processes=told["n_processes"], fsdp=told["fsdp"], **sections)  # type: ignore[arg-type]
+
+    def rows(self) -> Rows:
+        """Return the training rows; their token ids stay on disk until they are read."""
+        return _read_rows(self.folder / _ROWS)
+
+    def validation(self) -> Validation | None:
+        """Return the validation split, or None where the run does not evaluate."""
+        folder = self.folder / _VALIDATION
+        if not self.train.eval_steps or not folder.exists():
+            return None
+        prompt = Prompt(load_tokenizer(self.base), self.task, self.train.max_length, self.train.truncate_keep)
+        return Validation(prompt, _read_rows(folder), np.load(folder / "truth.npy"))
+
+
+class Ragged(Sequence[list[int]]):
+    """Lists of token ids of any length, mapped from one flat array on disk."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._values = np.load(folder / f"{name}.npy", mmap_mode="r")
+        self._ends = np.load(folder / f"{name}.ends.npy", mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, at: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[list[int]]: ...
+    def __getitem__(self, at: int | slice) -> Any:
+        if isinstance(at, slice):
+            return [self[each] for each in range(*at.indices(len(self)))]
+        if not 0 <= at < len(self):
+            raise IndexError(at)
+        return self._values[self._ends[at] : self._ends[at + 1]].tolist()
+
+    @staticmethod
+    def write(folder: Path, name: str, lists: Sequence[Sequence[int]]) -> None:
+        """Write lists of token ids."""
+        np.save(folder / f"{name}.npy", np.fromiter((token for each in lists for token in each), dtype=np.int32))
+        np.save(folder / f"{name}.ends.npy", np.cumsum([0, *map(len, lists)], dtype=np.int64))
+
+
+def _write_once(folder: Path, write: Callable[[Path], None]) -> None:
+    if folder.exists():
+        return
+    partial = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    write(partial)
+    os.replace(partial, folder)
+
+
+def _write_rows(rows: Rows, folder: Path) -> None:
+    Ragged.write(folder, "prompts", rows.prompts)
+    Ragged.write(folder, "answers", rows.answers)
+    np.save(folder / "weights.npy", np.array(rows.weights))
+    np.save(folder / "record_ids.npy", np.array(rows.record_ids))
+    np.save(folder / "excess.npy", np.array(rows.excess, dtype=np.str_))
+
+
+def _read_rows(folder: Path) -> Rows:
+    ids, weights, excess = (np.load(folder / f"{name}.npy").tolist() for name in ("record_ids", "weights", "excess"))
+    return Rows(ids, Ragged(folder, "prompts"), Ragged(folder, "answers"), excess, weights)  # type: ignore[arg-type]
+
+
+def _write_validation(validation: Validation, folder: Path) -> None:
+    _write_rows(validation.rows, folder)
+    np.save(folder / "truth.npy", validation.truth)
+
+
+def remove_rows(folder: Path) -> None:
+    """Remove the token ids of a run that has ended."""
+    for name in (_ROWS, _VALIDATION):
+        shutil.rmtree(folder / name, ignore_errors=True)
