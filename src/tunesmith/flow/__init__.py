@@ -20,6 +20,7 @@ from tunesmith.flow.preference import prefer, preferences, preferences_in_words,
 from tunesmith.flow.registration import CHAMPION, register
 from tunesmith.flow.review import ask_reviewers, export_review, import_review, review_state
 from tunesmith.flow.serving import deploy, load_predictor, predict
+from tunesmith.flow.stages import stage_table
 from tunesmith.flow.sweep import Sweep, sweep
 from tunesmith.flow.training import plan, run_id, run_plan, train
 from tunesmith.flow.verification import Verified, verify_resume
@@ -64,6 +65,7 @@ __all__ = [
     "run_id",
     "run_plan",
     "show_dataset",
+    "stage_table",
     "starting_run",
     "sweep",
     "train",

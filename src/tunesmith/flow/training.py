@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from tunesmith.entities import DatasetVersion, Run, content_id, utc_now
-from tunesmith.files import file_sha256
+from tunesmith.files import file_sha256, write_json
 from tunesmith.flow.dataset import read
 from tunesmith.flow.processes import fit_in_processes, make_job, validation_of
+from tunesmith.flow.stages import finish_task, stages_id, task_rows, train_stages
 from tunesmith.project import Project, needs_extra
 from tunesmith.train.settings import NOT_LEARNT
 
@@ -78,7 +81,8 @@ def run_id(project: Project, dataset: DatasetVersion) -> str:
     train = project.config.train
     learnt = train.model_dump(mode="json", exclude=set(NOT_LEARNT if train.eval_steps else NOT_LEARNT | _OF_EVALUATIONS))
     model = project.model_section.model_dump(mode="json", include={"forward", "dtype", "load_in_4bit"})
-    return content_id("run", dataset.id, project.base.sha256, project.config.task.model_dump(mode="json"), model, learnt, STEP_VERSION)
+    before = [stages_id(project)] if train.stages else []
+    return content_id("run", dataset.id, project.base.sha256, project.config.task.model_dump(mode="json"), model, learnt, *before, STEP_VERSION)
 
 
 Watch = Callable[[int, int, dict[str, float]], None]
@@ -95,7 +99,7 @@ def train(project: Project, dataset: DatasetVersion, made: Plan | None = None, w
         watch: Looks at the run while it goes on.
 
     Raises:
-        RefusedError: the plan passes a limit.
+        RefusedError: the plan passes a limit, or a stage broke its budget of forgetting.
         DataError: the rows cannot be trained on as they are.
         DivergedError: the loss is not finite.
         BackendError: a checkpoint cannot be written.
@@ -109,9 +113,10 @@ def train(project: Project, dataset: DatasetVersion, made: Plan | None = None, w
         from tunesmith.models.weights import WEIGHTS_FOLDER, weights_file
         from tunesmith.train.batches import encode_rows
         from tunesmith.train.checkpoint import remove_checkpoints
-        from tunesmith.train.fit import fit
+        from tunesmith.train.fit import Fitted, fit
         from tunesmith.train.job import remove_rows
     made = made or plan(project, dataset)
+    begun = train_stages(project)
     with project.step("train") as done:
         identity = run_id(project, dataset)
         folder = project.state / "runs" / identity
@@ -134,7 +139,16 @@ def train(project: Project, dataset: DatasetVersion, made: Plan | None = None, w
 
         told: dict[str, float] = {}
         job = make_job(project, folder)
-        if project.config.launch.launcher == "local":
+        if begun is not None:
+            # A run that was refused is not trained again, only measured.
+            kept = folder / "fitted.json"
+            if not kept.exists():
+                mixed, validation = task_rows(project, begun, rows), validation_of(project, dataset)
+                made_of = fit(mixed, [], begun.base, job.model, job.train, folder, report, validation=validation, start=begun.weights)
+                write_json(kept, asdict(made_of))
+            fitted = Fitted(**json.loads(kept.read_text(encoding="utf-8")))
+            finish_task(project, begun, folder)
+        elif project.config.launch.launcher == "local":
             fitted = fit(rows, job.prefix, job.base, job.model, job.train, folder, report, validation=validation_of(project, dataset))
         else:
             fitted = fit_in_processes(project, job, rows, dataset, report)

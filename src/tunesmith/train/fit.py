@@ -44,6 +44,7 @@ from tunesmith.train.learner import Learner
 from tunesmith.train.optimizer import Optimizer
 from tunesmith.train.processes import Processes
 from tunesmith.train.settings import TrainSection
+from tunesmith.train.stages import begin_with
 from tunesmith.train.strategies import Strategy, load_strategy
 from tunesmith.train.validation import Validation
 
@@ -110,6 +111,7 @@ def fit(
     validation: Validation | None = None,
     processes: Processes | None = None,
     fsdp: bool = False,
+    start: Path | None = None,
 ) -> Fitted:
     """Train and write what was learnt to `folder/weights`.
 
@@ -124,8 +126,10 @@ def fit(
         validation: What `train.eval_steps` evaluates on; nothing is evaluated without.
         processes: Who trains beside this process; each calls this function with the same arguments, and the first one writes. None: nobody.
         fsdp: Whether weights, gradients and optimizer state are shared out among the processes.
+        start: Weights of an earlier stage that this run goes on with; None begins as the strategy does.
 
     Raises:
+        ConfigError: the weights of an earlier stage do not fit.
         DivergedError: the loss is not finite or explodes.
         BackendError: a checkpoint cannot be written, or several processes would each train alone.
         Terminated: SIGTERM came; a checkpoint of the last whole step was written.
@@ -137,7 +141,10 @@ def fit(
     strategy = load_strategy(section)
 
     def prepared() -> Any:
-        return strategy.prepare(load_model(base, model.model_copy(update={"dtype": "float32"}) if strategy.in_float32 else model), prefix)
+        model_to_train = strategy.prepare(load_model(base, model.model_copy(update={"dtype": "float32"}) if strategy.in_float32 else model), prefix)
+        if start is not None:
+            begin_with(model_to_train, start)
+        return model_to_train
 
     with PeakMemory() as memory:
         learner = _kind_of_learner(fsdp)(prepared(), model, rows, prefix, processes)

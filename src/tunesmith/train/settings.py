@@ -17,8 +17,8 @@ from tunesmith.section import Section
 _LEARNING_RATE = {"full": 5e-5, "prefix": 1e-2}
 
 
-class TrainSection(Section):
-    """One training run."""
+class TrainKeys(Section):
+    """How one stage learns."""
 
     strategy: str = "lora"
     """How the base model learns: `full` changes every weight, `lora` trains low-rank adapters beside frozen weights, `qlora` the same beside
@@ -50,6 +50,11 @@ class TrainSection(Section):
     """How many times faster LoRA's B learns than its A (LoRA+)."""
     num_virtual_tokens: int = Field(default=20, ge=1)
     """Virtual tokens of the strategy `prefix`."""
+    start: Literal["continue", "merge"] = "continue"
+    """How a stage begins where one stands before it: `continue` trains the same weights on, which needs the same strategy and shape; `merge` merges
+    what was learnt into the base model and starts anew, so that the result is a whole model."""
+    replay_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Rows of the stages before that are mixed into this one, as a share of its own rows: they slow forgetting down."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW. Where it is not set, `full` takes 5e-5 and `prefix` 1e-2."""
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
@@ -128,6 +133,47 @@ class TrainSection(Section):
         if isinstance(values, dict) and values.get("learning_rate") is None and values.get("strategy") in _LEARNING_RATE:
             return {**values, "learning_rate": _LEARNING_RATE[values["strategy"]]}
         return values
+
+
+class StageSection(Section):
+    """What is learnt before the task: a stage of its own data, settings and budget."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    """Name of the stage: letters, digits, dash and underscore."""
+    path: str = Field(min_length=1)
+    """File of its data: CSV, JSONL or Parquet, or .txt with passages separated by empty lines. A twentieth of it is held out to measure it."""
+    objective: Literal["text", "instruction"] = "text"
+    """`text` goes on with pre-training on raw text; `instruction` learns the label column (or one of the known row shapes) as the answer to the text."""
+    text_column: str = "text"
+    """Column that holds the text."""
+    label_column: str = "label"
+    """Column that holds the answer, of an instruction stage."""
+    instruction: str = "You are a helpful assistant."
+    """System message of an instruction stage."""
+    max_forgetting: float | None = Field(default=None, ge=0)
+    """Budget: most nats a token by which the cross-entropy of general text, or of what a stage before held out, may rise in this stage.
+    A stage that breaks it stops the run (exit 4)."""
+    train: TrainKeys = TrainKeys()
+    """Keys of the section `train` that this stage sets; the others are as there."""
+
+
+class TrainSection(TrainKeys):
+    """One training run: the stages before the task, if any, and the task."""
+
+    stages: tuple[StageSection, ...] = ()
+    """General -> domain -> task: what is learnt before the task, in this order. The task itself is the last stage and needs no entry."""
+
+    @model_validator(mode="after")
+    def _stages_are_distinct(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names) or "task" in names:
+            raise ValueError(f"each stage needs a name of its own, and `task` is the last one; received {names}")
+        return self
+
+    def of_stage(self, stage: StageSection) -> TrainSection:
+        """Return the section with what a stage sets, and without stages."""
+        own = {name: getattr(stage.train, name) for name in stage.train.model_fields_set}
+        return TrainSection.model_validate(self.model_dump() | own | {"stages": ()})
 
     def as_candidate(self, train: TrainSection, seed: int) -> TrainSection:
         """Return the section `train` with what this candidate sets, and a seed.

@@ -221,7 +221,19 @@ def run_in_words(project: Project, run: Run) -> str:
         ("memory", f"{memory.expected / 1e9:.1f} GB [{memory.low / 1e9:.1f}, {memory.high / 1e9:.1f}]", f"{run.peak_memory_bytes / 1e9:.1f} GB"),
         ("time", f"{duration(seconds.expected)} [{duration(seconds.low)}, {duration(seconds.high)}]", duration(run.seconds)),
     )
-    return "\n".join(f"  {name:<8}{predicted:>34}{measured:>16}" for name, predicted, measured in rows)
+    lines = [f"  {name:<8}{predicted:>34}{measured:>16}" for name, predicted, measured in rows]
+    return "\n".join([*lines, *_stages_in_words(flow.stage_table(project, run.path))])
+
+
+def _stages_in_words(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    lines = ["", f"  {'stage':<14}{'reads':<14}{'before':>8}{'after':>8}  change in nats a token"]
+    for row in rows:
+        what = "itself" if row["probe"] == row["stage"] else row["probe"]
+        change = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+        lines.append(f"  {row['stage']:<14}{what:<14}{row['before']:>8.3f}{row['after']:>8.3f}  {change}")
+    return lines
 
 
 def verified_in_words(verified: Verified) -> str:
