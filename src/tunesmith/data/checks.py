@@ -55,6 +55,11 @@ class Example:
     excerpt: str
     why: str
 
+    @property
+    def place(self) -> str:
+        """File, line and id, with room behind; empty for what is no row, such as a label."""
+        return f"{self.source}:{self.source_line}  {self.id}  " if self.source else ""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -92,7 +97,7 @@ class Report:
         lines = [f"{self.n_rows:,} rows checked"]
         for check in self.checks:
             lines.append(f"{check.severity:<8}{check.name:<21}{check.count:>9,}  {check.share:7.2%}  {check.summary}")
-            lines += [f"        {one.source}:{one.source_line}  {one.id}  {one.why}: {one.excerpt!r}" for one in check.examples if check.severity != "info"]
+            lines += [f"        {one.place}{one.why}: {one.excerpt!r}" for one in check.examples if check.severity != "info"]
         return "\n".join(lines)
 
     def stop(self) -> None:
