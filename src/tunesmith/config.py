@@ -29,7 +29,7 @@ from tunesmith.review.settings import ReviewSection
 from tunesmith.section import Section
 from tunesmith.serve.settings import ServeSection
 from tunesmith.train.preference_settings import PreferSection
-from tunesmith.train.settings import NOT_LEARNT, CompareSection, SweepSection, TrainSection
+from tunesmith.train.settings import NOT_LEARNT, CompareSection, SweepSection, TrainKeys, TrainSection
 
 FILE_NAME = "tunesmith.yaml"
 
@@ -295,7 +295,7 @@ def _explain(model: type[BaseModel], at: str) -> Iterator[dict[str, str]]:
         default = "required" if field.is_required() else "" if section else _short(field.default if field.default_factory is None else field.default_factory())  # type: ignore[call-arg]
         kind = "list" if many else "mapping" if named else "section" if section else _type_name(field.annotation)
         yield {"key": key, "type": kind, "default": default, "description": field.description or ""}
-        is_told = named and any(top.annotation is section for top in Config.model_fields.values())  # a section of its own, described there
+        is_told = at != "" and section is TrainKeys  # the keys of `train`, which are described there
         if section and not is_told:
             yield from _explain(section, f"{key}[]." if many else f"{key}.KEY." if named else f"{key}.")
 

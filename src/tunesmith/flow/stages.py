@@ -99,7 +99,9 @@ def train_stages(project: Project) -> Begun | None:
     if not section.stages:
         return None
     if project.config.launch.launcher != "local":
-        raise ConfigError(f"Stages train in one process, so far. Received: launch.launcher {project.config.launch.launcher}.", hint="Set launch.launcher: local.")
+        raise ConfigError(
+            f"Stages train in one process, so far. Received: launch.launcher {project.config.launch.launcher}.", hint="Set launch.launcher: local."
+        )
     begun = Begun("", project.base.path, None, {}, _read_probes(project, project.base.path, None, {}), [])
     for stage in section.stages:
         identity = _stage_id(project, stage, begun.id)

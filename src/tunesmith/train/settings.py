@@ -134,6 +134,16 @@ class TrainKeys(Section):
             return {**values, "learning_rate": _LEARNING_RATE[values["strategy"]]}
         return values
 
+    def as_candidate(self, train: TrainSection, seed: int) -> TrainSection:
+        """Return the section `train` with what this candidate sets, and a seed.
+
+        A candidate of another strategy that sets no learning rate takes the usual one of its strategy.
+        """
+        own = {name: getattr(self, name) for name in self.model_fields_set}
+        if self.strategy != train.strategy:
+            own["learning_rate"] = self.learning_rate
+        return TrainSection.model_validate(train.model_dump() | own | {"seed": seed})
+
 
 class StageSection(Section):
     """What is learnt before the task: a stage of its own data, settings and budget."""
@@ -175,21 +185,11 @@ class TrainSection(TrainKeys):
         own = {name: getattr(stage.train, name) for name in stage.train.model_fields_set}
         return TrainSection.model_validate(self.model_dump() | own | {"stages": ()})
 
-    def as_candidate(self, train: TrainSection, seed: int) -> TrainSection:
-        """Return the section `train` with what this candidate sets, and a seed.
-
-        A candidate of another strategy that sets no learning rate takes the usual one of its strategy.
-        """
-        own = {name: getattr(self, name) for name in self.model_fields_set}
-        if self.strategy != train.strategy:
-            own["learning_rate"] = self.learning_rate
-        return TrainSection.model_validate(train.model_dump() | own | {"seed": seed})
-
 
 class CompareSection(Section):
     """Candidates that `tunesmith compare` trains on the same dataset version, with the same seeds, and measures."""
 
-    candidates: dict[str, TrainSection] = Field(default={name: TrainSection(strategy=name) for name in ("full", "lora", "qlora", "prefix")}, min_length=1)
+    candidates: dict[str, TrainKeys] = Field(default={name: TrainKeys(strategy=name) for name in ("full", "lora", "qlora", "prefix")}, min_length=1)
     """Name -> keys of the section `train` that this candidate sets; the others are as in `train`. The four strategies when empty."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     """Seeds that each candidate is trained with. Three or more, or the interval says nothing of their chance."""
