@@ -161,6 +161,8 @@ def _in_child(root: str, config: dict[str, Any], dataset_id: str, connection: Co
         run = train(project, dataset, plan(project, dataset))
         score_validation(project, dataset, run)
         read_probes(project, run)
+    except BrokenPipeError:
+        return  # nobody waits for it any more; the checkpoint stays
     except TunesmithError as error:
         connection.send(("refused", error.message))
     else:
