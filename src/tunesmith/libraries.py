@@ -12,4 +12,5 @@ def quiet_libraries() -> None:
     For programs: the command line and the processes that it starts. A Python user decides for his own process.
     """
     warnings.filterwarnings("ignore", category=FutureWarning, module="(accelerate|peft|torch|transformers)")
+    warnings.filterwarnings("ignore", message="Adapter name 'ref'", module="peft")  # TRL's name for its reference, which is inside PEFT's "prefix"
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

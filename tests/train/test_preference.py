@@ -13,7 +13,8 @@ from test_fit import train as train_supervised
 
 from tunesmith.errors import BackendError
 from tunesmith.models.engine import Engine, load_tokenizer
-from tunesmith.models.settings import ModelSection
+from tunesmith.models.settings import ModelSection, TaskSection
+from tunesmith.models.tokens import Prompt
 from tunesmith.models.weights import load_model, load_tuned, weights_file
 from tunesmith.testing import tiny_rows
 from tunesmith.train.preference import encode_answers, encode_pairs, make_trainer, n_tokens, newest_checkpoint, prefer
@@ -107,6 +108,41 @@ def test_the_reference_is_the_supervised_model_not_its_base(strategy, prompt, ba
     assert np.abs(told - untuned).min() > 0.05
     assert trainer.ref_model is None
     assert [name for name, _ in trainer.model.named_parameters() if ".ref." in name] == []
+
+
+@pytest.mark.parametrize(
+    ("strategy", "dtype", "settings"),
+    [("lora", "bfloat16", {}), ("full", "bfloat16", {}), ("lora", "float32", {"use_dora": True}), ("qlora", "float32", {}), ("qlora", "bfloat16", {})],
+)
+def test_other_precisions_and_adapters_learn_from_where_they_stood(strategy, dtype, settings, records, prompt, base, plain, pairs, tmp_path):
+    if strategy == "qlora":
+        pytest.importorskip("bitsandbytes")
+    own = plain.model_copy(update={"dtype": dtype, "load_in_4bit": strategy == "qlora"})
+    train_supervised(
+        tmp_path / "first", records, prompt, base, own, strategy=strategy, max_steps=6, learning_rate=1e-2 if strategy != "full" else 1e-3, **settings
+    )
+    columns = encode_pairs(*pairs, prompt)
+    tune(columns, prompt, base, own, tmp_path / "first" / "weights", tmp_path / "second", learning_rate=3e-3 if strategy != "full" else 3e-4)
+    lines = [json.loads(line) for line in (tmp_path / "second" / "losses.jsonl").read_text().splitlines()]
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-2)
+
+    def margins(name):
+        model = load_tuned(base, own, tmp_path / name / "weights").eval()
+        return nats(model, columns["prompt_ids"], columns["chosen_ids"]) - nats(model, columns["prompt_ids"], columns["rejected_ids"])
+
+    assert (margins("second") - margins("first")).mean() > 0.2
+
+
+def test_answers_that_are_written_end_with_the_stop_token(base):
+    schema = {"type": "object", "properties": {"product": {"type": "string"}, "urgent": {"type": "boolean"}}}
+    task = TaskSection(type="extraction", instruction="Find.", json_schema=schema, max_answer_tokens=60)
+    prompt = Prompt(load_tokenizer(base), task, 300)
+    columns = encode_pairs(["a letter"], ['{"urgent": true, "product": "loan"}'], ['{"product":"card","urgent":true}'], prompt)
+    for name, product in (("chosen_ids", "loan"), ("rejected_ids", "card")):
+        *answer, stop = columns[name][0]
+        assert stop == prompt.tokenizer.eos_token_id
+        assert json.loads(prompt.tokenizer.decode(answer)) == {"product": product, "urgent": True}
+    assert columns["prompt_ids"] == [prompt.prefix + prompt.rows(["a letter"])[0]]
 
 
 @pytest.mark.parametrize("strategy", ["lora", "full", "prefix"])
