@@ -1,16 +1,18 @@
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows import documents, same_rows, section
 
 from tunesmith.data.sifted import DROPPED_SCHEMA, count_reasons
 from tunesmith.data.validate import REASONS, drop_invalid, validate
 from tunesmith.errors import DataError
+from tunesmith.models.json_answers import AnswerRule
 
 LIMITS = section(min_characters=3, max_characters=6)
 
 
+@settings(deadline=None)  # the first frame of a process takes longer
 @given(st.lists(st.tuples(st.just("a.csv"), st.text(max_size=9), st.sampled_from(["yes", "no", "", " ", "maybe"]))))
 def test_kept_and_dropped_are_the_input_and_no_kept_row_breaks_a_rule(rows):
     whole = documents(*rows)
@@ -25,7 +27,7 @@ def test_kept_and_dropped_are_the_input_and_no_kept_row_breaks_a_rule(rows):
 def test_each_reason_with_its_evidence():
     rows = [(" ", "yes"), ("ab", "yes"), ("abcdefg", "yes"), ("abcd", ""), ("abcd", "yess"), ("abcd", "yes")]
     sifted = drop_invalid(documents(*(("a.csv", *row) for row in rows)), ("yes", "no"), LIMITS)
-    assert tuple(sifted.dropped["reason"]) == REASONS
+    assert tuple(sifted.dropped["reason"]) == REASONS[:-1]
     assert sifted.dropped["evidence"].to_list() == [
         "0 characters; 3 to 6 are used",
         "2 characters; 3 to 6 are used",
@@ -33,6 +35,17 @@ def test_each_reason_with_its_evidence():
         "the label is empty",
         "'yess' is not in task.labels; the nearest is 'yes'",
     ]
+
+
+def test_an_answer_that_is_no_json_of_the_schema_is_invalid_and_any_other_label_may_be_right():
+    rule = AnswerRule({"type": "object", "properties": {"name": {"type": "string"}}})
+    rows = documents(("a.csv", "Ann", '{"name": "Ann"}'), ("a.csv", "Bob", "Bob"), ("a.csv", "Carl", '{"age": 3}'), ("a.csv", "Dora", ""))
+    sifted = drop_invalid(rows, (), section(), rule)
+    assert sifted.kept["text"].to_list() == ["Ann"]
+    assert sifted.dropped["reason"].to_list() == [REASONS[-1], REASONS[-1], "missing_label"]
+    assert "not JSON" in sifted.dropped["evidence"][0]
+    assert "whose properties are name" in sifted.dropped["evidence"][1]
+    assert drop_invalid(rows, (), section()).dropped["reason"].to_list() == ["missing_label"]
 
 
 def test_too_many_dropped_rows_of_one_source_stop_the_command():
