@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from tunesmith.models.json_answers import check_schema
 from tunesmith.section import Section
@@ -32,7 +32,7 @@ class TaskSection(Section):
     answers in words. The label column of the data holds the label, the JSON, or the answer."""
     instruction: str = Field(min_length=1)
     """What the model is told to do; the list of answers is added to it."""
-    labels: tuple[Label, ...] = ()
+    labels: tuple[Label, ...] = Field(default=(), validate_default=True)
     """The label space of a classification, in the order in which reports show it. Entries are names, or mappings with `name` and `answer`."""
     json_schema: dict[str, Any] = Field(default_factory=dict)
     """JSON schema of an extraction: an object whose properties are texts, numbers, booleans, or lists of texts. Answers keep its order of keys."""
@@ -46,12 +46,18 @@ class TaskSection(Section):
             return [{"name": item} if isinstance(item, str) else item for item in value]
         return value
 
+    @field_validator("labels")
+    @classmethod
+    def _labels_fit_the_type(cls, value: tuple[Label, ...], info: ValidationInfo) -> tuple[Label, ...]:
+        kind = info.data.get("type", "classification")
+        if kind == "classification" and len(value) < 2:
+            raise ValueError(f"a classification needs two labels or more; received {len(value)}")
+        if kind != "classification" and value:
+            raise ValueError(f"labels belong to a classification; received {len(value)} for {kind}")
+        return value
+
     @model_validator(mode="after")
     def _fits_its_type(self) -> Self:
-        if self.type == "classification" and len(self.labels) < 2:
-            raise ValueError(f"a classification needs two labels or more; received {len(self.labels)}")
-        if self.type != "classification" and self.labels:
-            raise ValueError(f"labels belong to a classification; received {len(self.labels)} for {self.type}")
         if self.type == "extraction":
             check_schema(self.json_schema)
         elif self.json_schema:
