@@ -9,6 +9,7 @@ from tunesmith.errors import DataError
 from tunesmith.evaluate.calibration import choose_calibrator, load_calibrator
 from tunesmith.evaluate.classical_extraction import fit_classical_extraction
 from tunesmith.evaluate.compare_written import compare_written, worst_answers
+from tunesmith.evaluate.intervals import wilson
 from tunesmith.evaluate.report import render, verdict
 from tunesmith.evaluate.written import FIGURES, are_valid, count_answers, count_chat, count_extraction, per_field
 
@@ -94,6 +95,9 @@ def test_the_comparison_says_who_wins_and_by_how_much():
     assert found["metrics"]["hallucination_rate"]["tuned"]["value"] == pytest.approx(0.1)
     assert found["metrics"]["valid_json_rate"]["base"]["value"] == pytest.approx(1 / 3)
     assert found["paired"]["micro_f1"]["low"] > 0
+    all_valid = found["metrics"]["valid_json_rate"]["tuned"]
+    assert all_valid["value"] == 1
+    assert all_valid["low"] == pytest.approx(wilson(30, 30).low)
     report = {"title": "x", "confidence_level": 0.95, **found, "mistakes": []}
     assert "micro F1" not in verdict(report)
     assert "90.0" in verdict(report)

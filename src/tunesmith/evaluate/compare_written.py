@@ -3,6 +3,8 @@
 The keys are those of `compare.compare`, with the figures of `written.FIGURES` in place of accuracy and its kin, and
 `per_class` a row a property. A chat has no classical opponent: its keys then hold base and tuned alone, and
 `classical_verdict` is None.
+
+Intervals: Wilson for shares of answers, percentile bootstrap for the rest and for all paired differences.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tunesmith.errors import DataError
-from tunesmith.evaluate.intervals import Bootstrap
+from tunesmith.evaluate.intervals import Bootstrap, wilson
 from tunesmith.evaluate.metrics import FloatArray, counted, mean_of_sums
-from tunesmith.evaluate.written import FIGURES, HEADLINE, are_valid, count_answers, per_field
+from tunesmith.evaluate.written import FIGURES, HEADLINE, PROPORTIONS, are_valid, count_answers, per_field
 
 
 def compare_written(
@@ -65,6 +67,8 @@ def compare_written(
         timed = Bootstrap(len(seconds["tuned"]), n_samples=n_samples, level=level, seed=seed)
         rows["latency_seconds"] = (mean_of_sums, seconds, timed)
     metrics = {name: {model: own.interval(of_sums, by_model[model]).to_dict() for model in models} for name, (of_sums, by_model, own) in rows.items()}
+    for name in PROPORTIONS & rows.keys():  # a bootstrap of answers that are all right would claim certainty
+        metrics[name] = {model: wilson(int(rows[name][1][model][:, 0].sum()), len(rights), level).to_dict() for model in models}
     paired = {
         opponent: {name: own.difference(of_sums, by_model["tuned"], by_model[opponent]).to_dict() for name, (of_sums, by_model, own) in rows.items()}
         for opponent in models

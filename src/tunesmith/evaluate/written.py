@@ -39,6 +39,9 @@ from tunesmith.models.json_answers import answer_values, parse_answer, plain
 SUPPORT = 0.6
 """Share of a sentence's longer words that must stand in the text."""
 
+PROPORTIONS = {"exact_match", "valid_json_rate"}
+"""Figures that are the share of answers for which something holds."""
+
 HEADLINE = {"extraction": "micro_f1", "chat": "token_f1"}
 """The figure that candidates and the gate are judged by; of a single record, its own F1."""
 
