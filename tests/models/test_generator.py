@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from tunesmith.models.answered import likelihood_logits
 from tunesmith.models.engine import load_tokenizer
-from tunesmith.models.generator import Generator, likelihood_logits
+from tunesmith.models.generator import Generator
 from tunesmith.models.json_answers import parse_answer, write_answer
 from tunesmith.models.settings import ModelSection, TaskSection
 from tunesmith.models.tokens import Prompt
@@ -72,7 +73,7 @@ def test_the_answer_says_how_sure_it_is(made):
     assert answered.chosen.tolist() == [0] * 4
     assert np.isfinite(answered.logits).all()
     written = made.write(TEXTS)
-    assert np.allclose(answered.logits, likelihood_logits(written))
+    assert np.allclose(answered.logits, likelihood_logits(written.log_probability, written.tokens))
     order = np.argsort(written.log_probability / written.tokens)
     assert np.all(np.diff(answered.logits[order, 0]) >= 0)
 

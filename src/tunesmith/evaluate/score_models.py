@@ -76,7 +76,7 @@ def score_models(
         engine = load()
         for name in missing:
             split = name.removeprefix(f"{model}-")
-            score_split(engine, of_split[split], names, partial(_tell, progress, f"{model} model, {split}")).save(files[name])
+            score_split(engine, of_split[split], names, partial(tell, progress, f"{model} model, {split}")).save(files[name])
         if probes is not None and reads:
             progress(0, 1, f"{model} model, probes of forgetting")
             score_probes(engine, probes).save(probes_file)
@@ -99,7 +99,8 @@ def _fit(of_split: dict[str, pl.DataFrame], names: Sequence[str]) -> Classical:
     return fit_classical(train["text"].to_list(), y, validation["text"].to_list(), validation_y, len(names))
 
 
-def _tell(progress: Progress, what: str, done: int, total: int) -> None:
+def tell(progress: Progress, what: str, done: int, total: int) -> None:
+    """Say how far the scoring of one model and split is."""
     progress(done, total, what)
 
 

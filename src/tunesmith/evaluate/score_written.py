@@ -24,17 +24,11 @@ from numpy.typing import NDArray
 from tunesmith.errors import NotFoundError
 from tunesmith.evaluate.classical_extraction import fit_classical_extraction
 from tunesmith.evaluate.forgetting import LanguageModel, Probes, score_probes
-from tunesmith.evaluate.score_models import LATENCIES_FILE, PROBES_FILE, Progress
-from tunesmith.evaluate.written import are_valid, count_answers
+from tunesmith.evaluate.score_models import LATENCIES_FILE, PROBES_FILE, Progress, tell
+from tunesmith.evaluate.written import count_answers
 from tunesmith.files import write_json
 
 FREE = "-free"
-
-
-class _Written(Protocol):
-    answers: list[str]
-    log_probability: NDArray[np.float64]
-    tokens: NDArray[np.int64]
 
 
 class Writer(LanguageModel, Protocol):
@@ -78,11 +72,6 @@ class WrittenScores:
             raise NotFoundError(f"No answers at {path}.", hint="tunesmith evaluate")
         frame = pl.read_parquet(path)
         return cls(tuple(frame["id"]), tuple(frame["answer"]), frame["log_probability"].to_numpy(), frame["tokens"].to_numpy())
-
-    def likelihood_logits(self) -> NDArray[np.float64]:
-        """Return logits of being right and wrong, shape (n, 2), from the mean probability a token, as serving computes them."""
-        mean = np.clip(np.exp(self.log_probability / np.maximum(self.tokens, 1)), 1e-6, 1 - 1e-6)
-        return np.column_stack([np.log(mean / (1 - mean)), np.zeros(len(mean))])
 
 
 def write_split(model: Writer, records: pl.DataFrame, progress: Callable[[int, int], None] | None = None, *, constrained: bool = True) -> WrittenScores:
@@ -140,7 +129,7 @@ def score_written(
         for each in missing:
             split, free = each.removeprefix(f"{name}-").removesuffix(FREE), each.endswith(FREE)
             what = f"{name} model, {split}{', without constraint' if free else ''}"
-            write_split(model, of_split[split], partial(_tell, progress, what), constrained=not free).save(files[each])
+            write_split(model, of_split[split], partial(tell, progress, what), constrained=not free).save(files[each])
         if probes is not None and reads:
             progress(0, 1, f"{name} model, probes of forgetting")
             score_probes(model, probes).save(probes_file)
@@ -169,15 +158,6 @@ def record_f1(task_type: str, schema: Mapping[str, Any], answers: Sequence[str],
         records: Columns `text` and `label`, n rows in the same order.
     """
     return count_answers(task_type, schema, answers, records["label"].to_list(), records["text"].to_list())["f1"]
-
-
-def valid_rate(schema: Mapping[str, Any], scores: WrittenScores) -> NDArray[np.float64]:
-    """Return whether each answer is JSON of the schema, shape (n,)."""
-    return are_valid(schema, scores.answers)
-
-
-def _tell(progress: Progress, what: str, done: int, total: int) -> None:
-    progress(done, total, what)
 
 
 def _seconds(answer: Callable[[], object]) -> float:

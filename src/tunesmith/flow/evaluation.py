@@ -121,8 +121,10 @@ def _confidences(project: Project, dataset: DatasetVersion, file: Path) -> tuple
     """Return logits and right columns of a file of answers: over the label space, or over right and wrong of a written answer."""
     if is_written(project):
         from tunesmith.evaluate.score_written import WrittenScores
+        from tunesmith.models.answered import likelihood_logits
 
-        return WrittenScores.load(file).likelihood_logits(), (judge_file(project, dataset, file).right < 1).astype(int)
+        written = WrittenScores.load(file)
+        return likelihood_logits(written.log_probability, written.tokens), (judge_file(project, dataset, file).right < 1).astype(int)
     from tunesmith.evaluate.predict_split import SplitScores
 
     scores = SplitScores.load(file)

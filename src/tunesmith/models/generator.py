@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from tunesmith.errors import MissingExtraError
-from tunesmith.models.answered import Answered
+from tunesmith.models.answered import Answered, likelihood_logits
 from tunesmith.models.batch import training_batch
 from tunesmith.models.engine import Engine, forward_pass
 from tunesmith.models.json_answers import strict_schema
@@ -85,7 +85,7 @@ class Generator:
     def answer(self, texts: Sequence[str], progress: Progress | None = None) -> Answered:
         """Answer texts as the task wants it; the confidence is the likelihood of the answer."""
         written = self.write(texts, progress)
-        return Answered(tuple(written.answers), OUTCOMES, likelihood_logits(written), np.zeros(len(texts), dtype=np.int64))
+        return Answered(tuple(written.answers), OUTCOMES, likelihood_logits(written.log_probability, written.tokens), np.zeros(len(texts), dtype=np.int64))
 
     def write(self, texts: Sequence[str], progress: Progress | None = None, *, constrained: bool = True) -> Written:
         """Write an answer to each text.
@@ -172,12 +172,6 @@ def load_answerer(base: Path, prompt: Prompt, section: ModelSection, *, weights:
     """Load what answers a task: the label space scored for a classification, a written answer otherwise. Arguments as in both."""
     kind = Engine if prompt.task.type == "classification" else Generator
     return kind(base, prompt, section, weights=weights, batch_size=batch_size)
-
-
-def likelihood_logits(written: Written) -> NDArray[np.float32]:
-    """Return logits of being right and wrong, shape (n, 2): those of the mean probability a token, exp(log_probability / tokens)."""
-    mean = np.clip(np.exp(written.log_probability / np.maximum(written.tokens, 1)), 1e-6, 1 - 1e-6)
-    return np.column_stack([np.log(mean / (1 - mean)), np.zeros(len(mean))]).astype(np.float32)
 
 
 def _until(ids: list[int], stop: int) -> list[int]:
