@@ -17,6 +17,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "calibrator": {
         "temperature": "tunesmith.evaluate.calibration:Temperature",
         "platt": "tunesmith.evaluate.calibration:Platt",
+        "beta": "tunesmith.evaluate.calibration:Beta",
+        "isotonic": "tunesmith.evaluate.calibration:Isotonic",
         "likelihood": "tunesmith.evaluate.calibration:Likelihood",
         "none": "tunesmith.evaluate.calibration:Uncalibrated",
     },

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, bootstrap
+from scipy.stats import permutation_test as scipy_permutation_test
 
 from tunesmith.errors import DataError
-from tunesmith.evaluate.intervals import Bootstrap, Interval, mcnemar, wilson
+from tunesmith.evaluate.intervals import Bootstrap, Interval, mcnemar, permutation_test, wilson
 from tunesmith.evaluate.metrics import accuracy, counted, expected_calibration_error, false_positive_rate, macro_f1, mean_of_sums
 
 REPLICATIONS = 1500
@@ -126,3 +127,78 @@ def test_input_that_breaks_a_rule_is_refused():
         Bootstrap(3, groups=[1, 2])
     with pytest.raises(DataError, match="resamples 3 rows"):
         Bootstrap(3).interval(mean_of_sums, counted(np.zeros(4)))
+
+
+SAMPLES = {
+    "exponential": (lambda draw, n: draw.exponential(size=n), 1.0),
+    "log-normal": (lambda draw, n: draw.lognormal(size=n), np.exp(0.5)),
+    "rare events": (lambda draw, n: (draw.random(n) < 0.05).astype(float), 0.05),
+    "common events": (lambda draw, n: (draw.random(n) < 0.3).astype(float), 0.3),
+    "uniform": (lambda draw, n: draw.random(n), 0.5),
+}
+
+
+@pytest.mark.parametrize("method", ["percentile", "bca"])
+@pytest.mark.parametrize("n", [20, 50, 200, 600])
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_an_interval_covers_93_to_97_percent_or_says_that_it_does_not_hold(kind, n, method):
+    sample, truth = SAMPLES[kind]
+    draw, resamples, replications = np.random.default_rng(n), Bootstrap(n, n_samples=500, seed=1), 400
+    covered, held = 0, 0
+    for _ in range(replications):
+        rows = counted(sample(draw, n))
+        found = resamples.interval(mean_of_sums, rows, method=method)
+        covered += found.low <= truth <= found.high
+        held += resamples.holds(mean_of_sums, rows)
+    noise = 2 * np.sqrt(0.05 * 0.95 / replications)  # of the simulation itself
+    assert held < replications / 2 or 0.93 - noise <= covered / replications <= 0.97 + noise
+    if kind == "log-normal" and n <= 50:
+        assert held < 0.2 * replications  # here it covers 85 to 90 percent
+    if kind == "uniform" and n >= 50:
+        assert held == replications
+
+
+def test_wilson_covers_small_samples_on_average_over_rates():
+    draw = np.random.default_rng(5)
+    for n in (10, 20, 50):
+        rates = draw.random(REPLICATIONS)
+        hits = draw.binomial(n, rates)
+        covered = np.mean([(found := wilson(int(k), n)).low <= rate <= found.high for k, rate in zip(hits, rates, strict=True)])
+        assert covered == pytest.approx(0.95, abs=FOUR_SIGMA)
+
+
+def test_bca_equals_scipy():
+    values = np.random.default_rng(0).exponential(size=200)
+    theirs = bootstrap((values,), np.mean, n_resamples=20_000, method="BCa", rng=1).confidence_interval
+    ours = Bootstrap(200, n_samples=20_000, seed=2).interval(mean_of_sums, counted(values), method="bca")
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), rel=0.02)
+
+
+def test_permutations_equal_scipy():
+    draw = np.random.default_rng(3)
+    first, second = draw.normal(0.15, 1, size=60), draw.normal(0, 1, size=60)
+    theirs = scipy_permutation_test((first, second), lambda a, b: a.mean() - b.mean(), permutation_type="samples", n_resamples=20_000, rng=1).pvalue
+    assert permutation_test(mean_of_sums, counted(first), counted(second), n_samples=20_000, seed=2) == pytest.approx(theirs, abs=0.015)
+
+
+def test_permutations_alarm_as_seldom_as_the_level_says_on_few_skewed_rows():
+    draw, alarms, replications = np.random.default_rng(4), 0, 600
+    for number in range(replications):
+        shared = draw.lognormal(size=15)
+        first, second = (counted(shared * draw.lognormal(size=15)) for _ in range(2))
+        alarms += permutation_test(mean_of_sums, first, second, n_samples=199, seed=number) <= 0.05
+    assert alarms / replications <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / replications)
+
+
+def test_permutations_swap_documents_as_a_whole():
+    draw = np.random.default_rng(6)
+    by_document = counted(draw.normal(size=12)), counted(draw.normal(size=12))
+    rows = [np.repeat(given, 20, axis=0) for given in by_document]
+    clustered = permutation_test(mean_of_sums, *rows, groups=np.repeat(np.arange(12), 20), seed=1)
+    assert clustered == permutation_test(mean_of_sums, *by_document, seed=1)
+    assert permutation_test(mean_of_sums, *rows, seed=1) != clustered
+
+
+def test_permutations_need_the_same_rows():
+    with pytest.raises(DataError, match="same rows for both"):
+        permutation_test(mean_of_sums, np.ones((3, 2)), np.ones((4, 2)))

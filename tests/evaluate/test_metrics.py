@@ -26,6 +26,10 @@ def test_metrics_equal_scikit_learn(case):
     predicted, labels = probabilities.argmax(axis=1), range(N_LABELS)
     assert metrics.accuracy(y, probabilities) == pytest.approx(sk.accuracy_score(y, predicted))
     assert metrics.macro_f1(y, probabilities) == pytest.approx(sk.f1_score(y, predicted, average="macro"))
+    assert metrics.weighted_f1(y, probabilities) == pytest.approx(sk.f1_score(y, predicted, average="weighted"))
+    assert metrics.matthews_correlation(y, probabilities) == pytest.approx(sk.matthews_corrcoef(y, predicted), abs=1e-9)
+    assert metrics.false_negative_rate(y, probabilities) == pytest.approx(1 - sk.recall_score(y, predicted, labels=np.unique(y), average="macro"))
+    assert metrics.TopK(2)(y, probabilities) == pytest.approx(sk.top_k_accuracy_score(y, probabilities, k=2, labels=labels))
     assert metrics.log_loss(y, probabilities) == pytest.approx(sk.log_loss(y, probabilities, labels=labels))
     assert metrics.brier(y, probabilities) == pytest.approx(sk.brier_score_loss(y, probabilities, labels=labels, scale_by_half=False))
     np.testing.assert_array_equal(metrics.confusion_matrix(y, probabilities), sk.confusion_matrix(y, predicted, labels=labels))
@@ -62,6 +66,15 @@ def test_calibration_error_is_the_weighted_gap_of_its_bins(case, n_bins):
         assert (row["confidence"] is None) == (row["count"] == 0)
         if row["count"]:
             assert row["low"] < row["confidence"] + 1e-12 <= row["high"] + 2e-12
+
+
+def test_bins_of_equal_mass_hold_as_many_answers_each():
+    draw = np.random.default_rng(0)
+    y, probabilities = draw.integers(3, size=90), draw.dirichlet([1, 1, 1], size=90)
+    confidence, hit = probabilities.max(axis=1), probabilities.argmax(axis=1) == y
+    chunks = np.split(np.argsort(confidence), 9)
+    expected = np.mean([abs(confidence[chunk].mean() - hit[chunk].mean()) for chunk in chunks])
+    assert metrics.ExpectedCalibrationError(9, equal_mass=True)(y, probabilities) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("n_bins", [5, 7, 10, 15])

@@ -9,6 +9,7 @@ Seam `calibrator`, named in `plugins.py`; a third-party class offers the same fo
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self
@@ -103,12 +104,33 @@ class Temperature(_Parameters):
         return softmax(logits, self.temperature)
 
 
-@dataclass(frozen=True)
-class Platt(_Parameters):
-    """A logistic curve on the confidence: q = sigmoid(slope * logit(confidence) + intercept), slope 0 or more.
+class _OfConfidence(_Parameters, ABC):
+    """A map of the confidence: q becomes the probability of the answer, and the other labels share 1 - q in their softmax proportions.
 
-    q becomes the probability of the answer; the other labels share 1 - q in their softmax proportions. Where that would
-    lift the runner-up above the answer, q is raised to the runner-up's level: with two labels no answer is below 0.5.
+    Where that would lift the runner-up above the answer, q is raised to the runner-up's level: with two labels no answer is below 0.5.
+    """
+
+    @abstractmethod
+    def right(self, margin: FloatArray) -> FloatArray:
+        """Return the probability that the answer is right from logit(confidence), both of shape (n,)."""
+
+    def probabilities(self, logits: ArrayLike) -> FloatArray:
+        """Return q for the answer and shares of 1 - q for the others."""
+        logits = np.asarray(logits, dtype=np.float64)
+        row, top = np.arange(len(logits)), answers(logits)
+        others = logits.copy()
+        others[row, top] = -np.inf
+        shares = softmax(others)
+        runner_up = shares.max(axis=1)
+        q = np.maximum(self.right(_margin(logits)), runner_up / (1 + runner_up))
+        result = shares * (1 - q)[:, None]
+        result[row, top] = q
+        return _keep_answer(result, top)
+
+
+@dataclass(frozen=True)
+class Platt(_OfConfidence):
+    """A logistic curve on the confidence: q = sigmoid(slope * logit(confidence) + intercept), slope 0 or more.
 
     Source:
         Platt 1999, Probabilistic Outputs for Support Vector Machines, section 2.2, with its smoothed targets; applied to
@@ -122,20 +144,78 @@ class Platt(_Parameters):
     @classmethod
     def fit(cls, logits: FloatArray, y: IntArray) -> Self:
         """Find slope and intercept with the lowest log loss against (N+ + 1) / (N+ + 2) for right and 1 / (N- + 2) for wrong answers."""
-        return cls(*_logistic(_margin(logits), is_correct(y, logits)))
+        return cls(*fit_logistic(_margin(logits)[:, None], is_correct(y, logits)))
 
-    def probabilities(self, logits: ArrayLike) -> FloatArray:
-        """Return q for the answer and shares of 1 - q for the others."""
-        logits = np.asarray(logits, dtype=np.float64)
-        row, top = np.arange(len(logits)), answers(logits)
-        others = logits.copy()
-        others[row, top] = -np.inf
-        shares = softmax(others)
-        runner_up = shares.max(axis=1)
-        q = np.maximum(_sigmoid(self.slope * _margin(logits) + self.intercept), runner_up / (1 + runner_up))
-        result = shares * (1 - q)[:, None]
-        result[row, top] = q
-        return _keep_answer(result, top)
+    def right(self, margin: FloatArray) -> FloatArray:
+        """Return the curve."""
+        return _sigmoid(self.slope * margin + self.intercept)
+
+
+@dataclass(frozen=True)
+class Beta(_OfConfidence):
+    """The ratio of two beta densities of the confidence s: logit(q) = a * log(s) - b * log(1 - s) + c, with a and b 0 or more.
+
+    Bends at both ends apart, where a logistic curve bends them alike.
+
+    Source:
+        Kull, Silva Filho and Flach 2017, Beta Calibration, equation 4; targets smoothed as Platt does.
+    """
+
+    method = "beta"
+    a: float
+    b: float
+    c: float
+
+    @classmethod
+    def fit(cls, logits: FloatArray, y: IntArray) -> Self:
+        """Find a, b and c with the lowest log loss."""
+        return cls(*fit_logistic(_log_odds_parts(_margin(logits)), is_correct(y, logits)))
+
+    def right(self, margin: FloatArray) -> FloatArray:
+        """Return the curve."""
+        return _sigmoid(_log_odds_parts(margin) @ np.array([self.a, self.b]) + self.c)
+
+
+@dataclass(frozen=True)
+class Isotonic(_OfConfidence):
+    """The non-decreasing curve that is nearest to whether answers were right, linear between its knots.
+
+    Takes any form, and so needs many records: on few it follows their noise. The first and last answer of the calibration split
+    may not make it certain: right and wrong each count one more, as Laplace's rule has it, in the flat parts at both ends.
+
+    Attributes:
+        at: logit(confidence) of the knots, increasing.
+        value: Probabilities there.
+
+    Source:
+        Zadrozny and Elkan 2002, Transforming Classifier Scores into Accurate Multiclass Probability Estimates.
+    """
+
+    method = "isotonic"
+    at: tuple[float, ...]
+    value: tuple[float, ...]
+
+    @classmethod
+    def fit(cls, logits: FloatArray, y: IntArray) -> Self:
+        """Pool adjacent violators."""
+        from sklearn.isotonic import IsotonicRegression  # here, because serving loads this module without scikit-learn
+
+        margin, right = _margin(logits), is_correct(y, logits).astype(np.float64)
+        fitted = IsotonicRegression(y_min=0.0, y_max=1.0).fit(margin, right)
+        at, value = np.asarray(fitted.X_thresholds_, dtype=np.float64), np.asarray(fitted.y_thresholds_, dtype=np.float64)
+        in_lowest, in_highest = np.sum(fitted.predict(margin) <= value[0]), np.sum(fitted.predict(margin) >= value[-1])
+        least, most = 1 / (in_lowest + 2), 1 - 1 / (in_highest + 2)
+        value = np.clip(value, min(least, most), max(least, most))
+        return cls(tuple(at.tolist()), tuple(value.tolist()))
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Self:
+        """Undo `to_dict`."""
+        return cls(tuple(saved["at"]), tuple(saved["value"]))
+
+    def right(self, margin: FloatArray) -> FloatArray:
+        """Return the curve; beyond the outer knots it is flat."""
+        return np.interp(margin, self.at, self.value)
 
 
 @dataclass(frozen=True)
@@ -157,7 +237,7 @@ class Likelihood(_Parameters):
     @classmethod
     def fit(cls, logits: FloatArray, y: IntArray) -> Self:
         """Find slope and intercept with the lowest log loss against smoothed targets."""
-        return cls(*_logistic(logits[:, 0] - logits[:, 1], np.asarray(y) == 0))
+        return cls(*fit_logistic((logits[:, 0] - logits[:, 1])[:, None], np.asarray(y) == 0))
 
     def probabilities(self, logits: ArrayLike) -> FloatArray:
         """Return the probabilities of being right and wrong, shape (n, 2)."""
@@ -228,20 +308,28 @@ def _cross_validate(kind: type[Calibrator], logits: FloatArray, y: IntArray, fol
     return {"log_loss": float(loss), "expected_calibration_error": ExpectedCalibrationError(n_bins)(y, held_out)}
 
 
-def _logistic(margin: FloatArray, right: NDArray[np.bool_]) -> tuple[float, float]:
-    """Return slope, 0 or more, and intercept of a logistic curve with Platt's smoothed targets."""
+def fit_logistic(features: FloatArray, right: NDArray[np.bool_]) -> tuple[float, ...]:
+    """Return slopes, each 0 or more, of features, shape (n, k), and the intercept of a logistic curve with Platt's smoothed targets."""
     from scipy.optimize import minimize  # here, because serving loads this module without scipy
     from scipy.special import expit
 
     target = np.where(right, (right.sum() + 1) / (right.sum() + 2), 1 / ((~right).sum() + 2))
+    inputs = np.column_stack([features, np.ones(len(features))])
 
     def loss(parameters: FloatArray) -> tuple[float, FloatArray]:
-        score = parameters[0] * margin + parameters[1]
+        score = inputs @ parameters
         gap = expit(score) - target
-        return float(np.mean(np.logaddexp(0, score) - target * score)), np.array([np.mean(gap * margin), np.mean(gap)])
+        return float(np.mean(np.logaddexp(0, score) - target * score)), np.asarray(gap @ inputs / len(gap))
 
-    found = minimize(loss, x0=[1.0, 0.0], jac=True, bounds=[(0, None), (None, None)], method="L-BFGS-B")
-    return float(found.x[0]), float(found.x[1])
+    n_slopes = features.shape[1]
+    bounds = [(0, None)] * n_slopes + [(None, None)]
+    found = minimize(loss, x0=[1.0] * n_slopes + [0.0], jac=True, bounds=bounds, method="L-BFGS-B")
+    return tuple(float(parameter) for parameter in found.x)
+
+
+def _log_odds_parts(margin: FloatArray) -> FloatArray:
+    """Return log(s) and -log(1 - s) of the confidence s whose logit is the margin, shape (n, 2)."""
+    return np.column_stack([-np.logaddexp(0, -margin), np.logaddexp(0, margin)])
 
 
 def softmax(logits: ArrayLike, temperature: float = 1.0) -> FloatArray:

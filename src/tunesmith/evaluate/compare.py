@@ -10,11 +10,14 @@ The result is plain data for report.json, with these keys, which are stable:
     per_class[].{label, precision, recall, f1, support}       tuned, in the order of the label space
     confusion.{labels, counts}                                tuned; rows are the truth, columns the answers
 
-NAME is accuracy, macro_f1, false_positive_rate, expected_calibration_error and, where latencies are given,
-latency_seconds. `calibration_effect` adds `calibration` and `reliability`. Figures are ratios, latencies are seconds.
+    uncertain                                                 names of metrics that have too few test records for their interval
+
+NAME is one of `QUALITY`, `AREAS` and, where latencies are given, latency_seconds. `calibration_effect` adds `calibration` and
+`reliability`. Figures are ratios, but for the log loss (nats) and the correlation (-1 to 1); latencies are seconds.
 
 Intervals: Wilson for accuracy (bootstrap where rows are grouped), percentile bootstrap for the rest and for all paired
-differences. P-values are two-sided: exact McNemar for accuracy, which takes rows as independent, bootstrap otherwise.
+differences. P-values are two-sided: exact McNemar for accuracy (the permutation test where rows are grouped), the permutation
+test for other sums over records, and the bootstrap for areas under curves and latencies.
 """
 
 from __future__ import annotations
@@ -27,25 +30,46 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tunesmith.errors import DataError
-from tunesmith.evaluate.intervals import Bootstrap, Difference, Interval, OfSums, mcnemar, wilson
+from tunesmith.evaluate.intervals import Bootstrap, Difference, Interval, OfSums, mcnemar, permutation_test, two_sided, wilson
 from tunesmith.evaluate.metrics import (
     ExpectedCalibrationError,
     FloatArray,
     Metric,
+    TopK,
     accuracy,
     answers,
+    brier,
     check,
     confusion_matrix,
     counted,
+    false_negative_rate,
     false_positive_rate,
     is_correct,
+    log_loss,
     macro_f1,
+    matthews_correlation,
     mean_of_sums,
     per_class,
     reliability,
+    weighted_f1,
 )
+from tunesmith.evaluate.ranks import Area, auprc, auroc
 
 MODELS = ("base", "classical", "tuned")
+
+QUALITY: dict[str, Metric] = {
+    "accuracy": accuracy,
+    "macro_f1": macro_f1,
+    "weighted_f1": weighted_f1,
+    "matthews_correlation": matthews_correlation,
+    "top_3_accuracy": TopK(3),
+    "false_positive_rate": false_positive_rate,
+    "false_negative_rate": false_negative_rate,
+    "log_loss": log_loss,
+    "brier": brier,
+}
+"""Beside the calibration errors, whose bins are the project's."""
+AREAS: dict[str, Area] = {"auroc": auroc, "auprc": auprc}
 
 
 def compare(
@@ -80,25 +104,36 @@ def compare(
     checked = {name: check(y, scores[name]) for name in MODELS}
     truth, tuned = checked["tuned"]
     bootstrap = Bootstrap(len(truth), n_samples=n_samples, level=level, seed=seed, groups=groups)
-    quality: dict[str, Metric] = {
-        "accuracy": accuracy,
-        "macro_f1": macro_f1,
-        "false_positive_rate": false_positive_rate,
+    quality = QUALITY | {
         "expected_calibration_error": ExpectedCalibrationError(n_bins),
+        "expected_calibration_error_equal_mass": ExpectedCalibrationError(n_bins, equal_mass=True),
     }
     metrics: dict[str, dict[str, Interval]] = {}
     paired: dict[str, dict[str, Difference]] = {"base": {}, "classical": {}}
+    uncertain = []
     for name, metric in quality.items():
         rows = {model: metric.rows(*checked[model]) for model in MODELS}
         metrics[name], differences = _compare_rows(bootstrap, metric.of_sums, rows)
         for opponent, difference in differences.items():
-            paired[opponent][name] = difference
+            p_value = permutation_test(metric.of_sums, rows["tuned"], rows[opponent], n_samples=n_samples, seed=seed, groups=groups)
+            paired[opponent][name] = replace(difference, p_value=p_value)
+        # Wilson's interval needs no check.
+        if (name != "accuracy" or groups is not None) and not bootstrap.holds(metric.of_sums, rows["tuned"]):
+            uncertain.append(name)
+    for name, area in AREAS.items():
+        of_weights = {model: area.of_weights(*checked[model]) for model in MODELS}
+        replicates = {model: bootstrap.replicates_of_weights(figure) for model, figure in of_weights.items()}
+        metrics[name] = {model: Interval(area(*checked[model]), *bootstrap.ends(resampled)) for model, resampled in replicates.items()}
+        for opponent, by_name in paired.items():
+            resampled = replicates["tuned"] - replicates[opponent]
+            value = metrics[name]["tuned"].value - metrics[name][opponent].value
+            by_name[name] = Difference(value, *bootstrap.ends(resampled), two_sided(resampled))
 
     correct = {model: is_correct(truth, probabilities) for model, (_, probabilities) in checked.items()}
     if groups is None:
         metrics["accuracy"] = {model: wilson(int(hits.sum()), len(hits), level) for model, hits in correct.items()}
-    for opponent, by_name in paired.items():
-        by_name["accuracy"] = replace(by_name["accuracy"], p_value=mcnemar(correct["tuned"], correct[opponent]))
+        for opponent, by_name in paired.items():
+            by_name["accuracy"] = replace(by_name["accuracy"], p_value=mcnemar(correct["tuned"], correct[opponent]))
 
     if latencies is not None:
         _check_names(latencies)
@@ -114,6 +149,7 @@ def compare(
         "paired": {name: difference.to_dict() for name, difference in paired["base"].items()},
         "paired_classical": {name: difference.to_dict() for name, difference in paired["classical"].items()},
         "classical_verdict": "level" if not against_classical.excludes_zero else "wins" if against_classical.value > 0 else "loses",
+        "uncertain": uncertain,
         "n_test": len(truth),
         "per_class": per_class(truth, tuned, labels),
         "confusion": {"labels": list(labels), "counts": confusion_matrix(truth, tuned).tolist()},

@@ -30,6 +30,7 @@ def compare_written(
     task_type: str,
     schema: Mapping[str, Any],
     latencies: Mapping[str, ArrayLike] | None = None,
+    groups: ArrayLike | None = None,
     level: float = 0.95,
     n_samples: int = 2000,
     seed: int = 0,
@@ -44,6 +45,7 @@ def compare_written(
         task_type: extraction or chat.
         schema: `task.json_schema`.
         latencies: Model name -> seconds of single answers, the same texts for all models.
+        groups: shape (n,). Document of each record, where a document has several.
         level: Level of every interval, a ratio.
         n_samples: Resamples.
         seed: Seed of the resamples.
@@ -58,7 +60,7 @@ def compare_written(
     if task_type == "extraction":
         for model in models:
             counts[model]["is_valid_unconstrained"] = are_valid(schema, free.get(model, answers[model]))
-    bootstrap = Bootstrap(len(rights), n_samples=n_samples, level=level, seed=seed)
+    bootstrap = Bootstrap(len(rights), n_samples=n_samples, level=level, seed=seed, groups=groups)
     rows: dict[str, tuple[Any, dict[str, FloatArray], Bootstrap]] = {
         name: (figure.of_sums, {model: figure.rows(counts[model]) for model in models}, bootstrap) for name, figure in FIGURES[task_type].items()
     }
@@ -67,7 +69,7 @@ def compare_written(
         timed = Bootstrap(len(seconds["tuned"]), n_samples=n_samples, level=level, seed=seed)
         rows["latency_seconds"] = (mean_of_sums, seconds, timed)
     metrics = {name: {model: own.interval(of_sums, by_model[model]).to_dict() for model in models} for name, (of_sums, by_model, own) in rows.items()}
-    for name in PROPORTIONS & rows.keys():  # a bootstrap of answers that are all right would claim certainty
+    for name in PROPORTIONS & rows.keys() if groups is None else ():  # a bootstrap of answers that are all right would claim certainty
         metrics[name] = {model: wilson(int(rows[name][1][model][:, 0].sum()), len(rights), level).to_dict() for model in models}
     paired = {
         opponent: {name: own.difference(of_sums, by_model["tuned"], by_model[opponent]).to_dict() for name, (of_sums, by_model, own) in rows.items()}

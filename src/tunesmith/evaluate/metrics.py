@@ -154,6 +154,39 @@ class MacroF1(_PerClass):
         return _ratio(_ratio(2 * hit, answer + truth).sum(axis=-1), occurs.sum(axis=-1))
 
 
+class WeightedF1(_PerClass):
+    """Mean of the labels' F1, each weighted by how many records have the label."""
+
+    def of_sums(self, sums: FloatArray) -> FloatArray:
+        """Return the weighted mean."""
+        hit, answer, truth = np.split(sums, 3, axis=-1)
+        return _ratio((truth * _ratio(2 * hit, answer + truth)).sum(axis=-1), truth.sum(axis=-1))
+
+
+class MatthewsCorrelation(_PerClass):
+    """Correlation of truth and answers, in [-1, 1]; 0 says no more than chance, and where only one label occurs.
+
+    Source:
+        Gorodkin 2004, Comparing Two K-Category Assignments by a K-Category Correlation Coefficient.
+    """
+
+    def of_sums(self, sums: FloatArray) -> FloatArray:
+        """Return the correlation."""
+        hit, answer, truth = np.split(sums, 3, axis=-1)
+        n = truth.sum(axis=-1)
+        covariance = hit.sum(axis=-1) * n - (answer * truth).sum(axis=-1)
+        return _ratio(covariance, np.sqrt((n**2 - (answer**2).sum(axis=-1)) * (n**2 - (truth**2).sum(axis=-1))))
+
+
+class FalseNegativeRate(_PerClass):
+    """Mean over labels of FN / (FN + TP): how often a record of a label is given another. Over the labels that occur in the truth."""
+
+    def of_sums(self, sums: FloatArray) -> FloatArray:
+        """Return the mean rate."""
+        hit, _, truth = np.split(sums, 3, axis=-1)
+        return _ratio(_ratio(truth - hit, truth).sum(axis=-1), (truth > 0).sum(axis=-1))
+
+
 class FalsePositiveRate(_PerClass):
     """Mean over labels of FP / (FP + TN): how often a record of another label is given this one.
 
@@ -169,26 +202,46 @@ class FalsePositiveRate(_PerClass):
 
 
 @dataclass(frozen=True)
+class TopK(Mean):
+    """Share of records whose right label is among the k most probable ones; of equals the first in the label space.
+
+    Args:
+        k: 1 or more.
+    """
+
+    k: int = 3
+
+    def values(self, y: IntArray, probabilities: FloatArray) -> FloatArray:
+        """Return 1 where the right label is among them, else 0."""
+        likeliest = np.argsort(-probabilities, axis=1, kind="stable")[:, : self.k]
+        return np.asarray((likeliest == y[:, None]).any(axis=1), dtype=np.float64)
+
+
+@dataclass(frozen=True)
 class ExpectedCalibrationError(Metric):
     """The mean gap between confidence and accuracy; 0 is perfect.
 
-    Bins have equal width, open on the left, closed on the right; confidence 0 falls into the first. Biased upwards when
-    bins hold few answers: report it with an interval.
+    Bins have equal width, open on the left, closed on the right; confidence 0 falls into the first; or equal mass, that is
+    as many answers each. Biased upwards when bins hold few answers: report it with an interval.
 
     Args:
         n_bins: Number of bins.
+        equal_mass: Bins of equal mass; their edges are those of the records given, not of each resample.
 
     Source:
-        Guo et al. 2017, On Calibration of Modern Neural Networks, equations 2 and 3.
+        Guo et al. 2017, On Calibration of Modern Neural Networks, equations 2 and 3; equal mass: Nguyen and O'Connor 2015,
+        Posterior Calibration and Exploratory Analysis for Natural Language Processing Models.
     """
 
     n_bins: int = 15
+    equal_mass: bool = False
 
     def rows(self, y: IntArray, probabilities: FloatArray) -> FloatArray:
         """Return confidence minus hit in the column of the record's bin, and a 1, shape (n, n_bins + 1)."""
         confidence = probabilities.max(axis=1)
         rows = np.zeros((len(y), self.n_bins + 1))
-        rows[np.arange(len(y)), bin_of(confidence, self.n_bins)] = confidence - is_correct(y, probabilities)
+        within = np.argsort(np.argsort(confidence, kind="stable")) * self.n_bins // len(y) if self.equal_mass else bin_of(confidence, self.n_bins)
+        rows[np.arange(len(y)), within] = confidence - is_correct(y, probabilities)
         rows[:, -1] = 1
         return rows
 
@@ -199,7 +252,10 @@ class ExpectedCalibrationError(Metric):
 
 accuracy = Accuracy()
 macro_f1 = MacroF1()
+weighted_f1 = WeightedF1()
+matthews_correlation = MatthewsCorrelation()
 false_positive_rate = FalsePositiveRate()
+false_negative_rate = FalseNegativeRate()
 expected_calibration_error = ExpectedCalibrationError()
 log_loss = LogLoss()
 brier = Brier()

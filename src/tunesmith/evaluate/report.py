@@ -8,6 +8,10 @@ whose keys are absent is left out. The JSON keeps ratios, seconds and bytes; onl
     confidence_level               ratio, of every interval
     labels                         label space
     metrics, paired, paired_classical, classical_verdict, n_test, per_class, confusion      see `compare.compare`
+    acceptance                     see `acceptance.acceptance_on_test`; optional
+    prediction_sets                see `conformal.sets_on_test`; optional
+    business                       see `business.business_case`; optional
+    slices                         see `slices.slices`; optional
     calibration, reliability       see `compare.calibration_effect`; optional
     mistakes                       see `compare.worst_mistakes`; optional
     forgetting                     see `forgetting.forgetting`, with `budget`; optional
@@ -46,8 +50,17 @@ PLOTS_FOLDER = "plots"
 METRIC_NAMES = {
     "accuracy": "Accuracy",
     "macro_f1": "Macro F1",
+    "weighted_f1": "Weighted F1",
+    "matthews_correlation": "Matthews correlation",
+    "top_3_accuracy": "Right among the three likeliest",
+    "auroc": "Area under ROC",
+    "auprc": "Area under precision-recall",
     "false_positive_rate": "False positive rate",
+    "false_negative_rate": "False negative rate",
     "expected_calibration_error": "Expected calibration error",
+    "expected_calibration_error_equal_mass": "Expected calibration error, equal mass",
+    "brier": "Brier score",
+    "log_loss": "Log loss, nats",
     "micro_f1": "Micro F1",
     "exact_micro_f1": "Micro F1, letter by letter",
     "precision": "Precision",
@@ -61,7 +74,32 @@ METRIC_NAMES = {
     "latency_seconds": "Latency of one answer",
 }
 """In the order of the report; one that a task does not have is left out."""
-LOWER_IS_BETTER = {"false_positive_rate", "expected_calibration_error", "hallucination_rate", "missing_field_rate", "ungrounded_rate", "latency_seconds"}
+LOWER_IS_BETTER = {
+    "false_positive_rate",
+    "false_negative_rate",
+    "expected_calibration_error",
+    "expected_calibration_error_equal_mass",
+    "brier",
+    "log_loss",
+    "hallucination_rate",
+    "missing_field_rate",
+    "ungrounded_rate",
+    "latency_seconds",
+}
+NO_RATIOS = {"matthews_correlation", "brier", "log_loss"}
+"""Shown as numbers, not as percentages."""
+DETAILS = {
+    "weighted_f1",
+    "matthews_correlation",
+    "top_3_accuracy",
+    "auroc",
+    "auprc",
+    "false_negative_rate",
+    "expected_calibration_error_equal_mass",
+    "brier",
+    "log_loss",
+}
+"""In the report only; the command line and the model card show the others."""
 
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> Path:
@@ -93,6 +131,8 @@ def pictures(report: Mapping[str, Any]) -> dict[str, str]:
         drawn["confusion"] = plots.confusion(**report["confusion"])
     if "reliability" in report:
         drawn["reliability"] = plots.reliability(**report["reliability"])
+    if "acceptance" in report:
+        drawn["coverage_risk"] = plots.coverage_risk(report["acceptance"])
     return drawn
 
 
@@ -109,7 +149,10 @@ def render(report: Mapping[str, Any]) -> str:
             model_names={model: title for model, (title, _) in plots.MODELS.items()},
             metric_names=METRIC_NAMES,
             headline=report.get("headline", "accuracy"),
+            no_ratios=NO_RATIOS,
             outcome=outcome,
+            acceptance_in_words=acceptance_in_words,
+            money=money,
             duration=duration,
             size=size,
         )
@@ -147,6 +190,30 @@ def verdict(report: Mapping[str, Any]) -> str:
         f"Tuned model: {percent(tuned['value'])} [{_bare(tuned['low'])}, {_bare(tuned['high'])}] {_in_sentence(METRIC_NAMES[name])} "
         f"on {count(report['n_test'])} test records, {'; '.join(against)}."
     )
+
+
+def acceptance_in_words(acceptance: Mapping[str, Any]) -> str:
+    """Say which answers need no review, and what was seen of them on test."""
+    promise = f"at most {100 * acceptance['max_error']:g} % of them wrong, with probability {1 - acceptance['delta']:g}"
+    if acceptance["threshold"] is None:
+        if acceptance["rule"] == "guarantee":
+            return f"No answer can go out without review: {promise}, is not shown for any share by {count(acceptance['n'])} calibration records."
+        return f"Every answer is reviewed (calibrate.accept: {acceptance['rule']})."
+    share, error = acceptance["share"], acceptance["error"]
+    seen = f"{_bare(error['value'])} % [{_bare(error['low'])}, {_bare(error['high'])}] were wrong" if error else "none was accepted"
+    rule = promise if acceptance["rule"] == "guarantee" else f"by {acceptance['rule']}, without a guarantee"
+    return (
+        f"Without review: answers whose raw confidence is {acceptance['threshold']:.3f} or more, {rule}. "
+        f"On test {_bare(share['value'])} % [{_bare(share['low'])}, {_bare(share['high'])}] of the answers were accepted, of which {seen}."
+    )
+
+
+def money(amount: float | None, currency: str = "") -> str:
+    """Return an amount with three digits or whole, and its currency."""
+    if amount is None:
+        return DASH
+    digits = f"{amount:,.0f}" if abs(amount) >= 100 else f"{amount:.3g}"
+    return f"{_signed(digits)}{SPACE}{currency}".rstrip()
 
 
 def outcome(name: str, difference: Mapping[str, float]) -> str:

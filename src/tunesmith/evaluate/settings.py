@@ -1,4 +1,4 @@
-"""Sections `evaluate` and `calibrate`: how a run is scored and how its confidence is made honest."""
+"""Sections `evaluate` and `calibrate`: how a run is scored, what that is worth, and how its confidence is made honest."""
 
 from __future__ import annotations
 
@@ -8,6 +8,53 @@ from pydantic import Field
 
 from tunesmith.evaluate.goals import GoalsSection
 from tunesmith.section import Section
+
+
+class ConfusionCost(Section):
+    """What one kind of mistake costs."""
+
+    truth: str
+    """The right label; `*` for any."""
+    answer: str
+    """The label that was given; `*` for any."""
+    cost: float = Field(ge=0)
+    """Money a mistake of this kind."""
+
+
+class CurrentProcess(Section):
+    """How the work is done today."""
+
+    accuracy: float = Field(ge=0, le=1)
+    """Share of documents that come out right, a ratio."""
+    minutes: float = Field(ge=0)
+    """Working time a document."""
+
+
+class BusinessSection(Section):
+    """What mistakes and working time cost. Without `error_cost` no money is reckoned."""
+
+    currency: str = "USD"
+    """Shown beside amounts."""
+    error_cost: float | None = Field(default=None, ge=0)
+    """Money that a wrong answer costs when it goes out, where `costs` says nothing else."""
+    costs: tuple[ConfusionCost, ...] = ()
+    """Costs of single confusions; of several that fit the last counts."""
+    minute_cost: float = Field(default=0.0, ge=0)
+    """Money a minute of a person's work."""
+    review_minutes: float = Field(default=0.0, ge=0)
+    """Minutes that a person needs to review an answer which was not accepted."""
+    reviewer_accuracy: float = Field(default=1.0, ge=0, le=1)
+    """Share of reviewed answers that leave right, a ratio; the others cost `error_cost`."""
+    documents_per_month: float = Field(default=0.0, ge=0)
+    """Volume."""
+    reviews_per_month: float | None = Field(default=None, ge=0)
+    """How many answers people can review."""
+    running_cost_per_month: float = Field(default=0.0, ge=0)
+    """Machines, licences and care of the model."""
+    setup_cost: float = Field(default=0.0, ge=0)
+    """Spent once; the break-even says when it is earned."""
+    current: CurrentProcess | None = None
+    """The process of today; without it costs are compared between models only."""
 
 
 class EvaluateSection(Section):
@@ -29,14 +76,27 @@ class EvaluateSection(Section):
     """File of general text, passages separated by empty lines, relative to the project; the built-in passages when empty."""
     max_forgetting: float | None = Field(default=None, ge=0)
     """Budget: most nats a token by which the cross-entropy of general text may rise. A run that breaks it takes no alias (exit 4)."""
+    slices: bool = True
+    """Look for groups of test records on which the tuned model is worse than on the rest."""
+    business: BusinessSection = BusinessSection()
+    """What mistakes and working time cost, from which the report reckons money."""
     goals: GoalsSection = GoalsSection()
     """What the project set out to reach; the report says what was reached, and what was missed by how much."""
 
 
 class CalibrateSection(Section):
-    """The map from raw to calibrated confidence, fitted on the calibration split only."""
+    """The map from raw to calibrated confidence, and the confidence from which an answer needs no review, both from the calibration split."""
 
-    method: Literal["auto", "temperature", "platt", "none"] = "auto"
+    method: Literal["auto", "temperature", "platt", "beta", "isotonic", "none"] = "auto"
     """`auto` takes the one with the lowest cross-validated log loss on the calibration split."""
     n_bins: int = Field(default=15, ge=2)
     """Bins of the expected calibration error and of the reliability diagram."""
+    accept: Literal["guarantee", "cost", "capacity"] = "guarantee"
+    """Which answers need no review: as many as the guarantee of `max_error` allows; those whose acceptance costs less than their review
+    (`evaluate.business`); or all but what `evaluate.business.reviews_per_month` can look at."""
+    max_error: float = Field(default=0.05, gt=0, lt=1)
+    """Most share of accepted answers that may be wrong, a ratio."""
+    delta: float = Field(default=0.05, gt=0, lt=1)
+    """Chance that the guarantee of `max_error` fails, over calibration splits."""
+    set_coverage: float = Field(default=0.9, gt=0, lt=1)
+    """How often the right label shall be in the set of labels that a prediction set names, a ratio."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from tunesmith.entities import DatasetVersion, Run
 from tunesmith.evaluate.goals import goals_in_words
+from tunesmith.evaluate.report import DETAILS
 from tunesmith.models.artifact import ModelFile
 
 _WRITTEN_LIMIT = "It may write what the text does not say; the rates above tell how often it did on the test records."
@@ -22,7 +23,7 @@ def model_card(model: ModelFile, run: Run, dataset: DatasetVersion, report: Mapp
         report: The evaluation's report, as report.json holds it.
     """
     models = [each for each in ("base", "classical", "tuned") if each in next(iter(report["metrics"].values()))]
-    scores = {name.replace("_", " "): [_cell(figures[model]) for model in models] for name, figures in report["metrics"].items()}
+    scores = {name.replace("_", " "): [_cell(figures[model]) for model in models] for name, figures in report["metrics"].items() if name not in DETAILS}
     rows = "\n".join(f"| {' | '.join((name, *cells))} |" for name, cells in scores.items())
     labels = "\n".join(f"- {label.name}" + (f" (writes `{label.written}`)" if label.written != label.name else "") for label in model.task.labels)
     against = {"wins": "It beats", "level": "It is level with", "loses": "It loses against", None: ""}[report["classical_verdict"]]

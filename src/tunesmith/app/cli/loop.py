@@ -245,16 +245,32 @@ def verified_in_words(verified: Verified) -> str:
 def report_in_words(report: dict[str, object]) -> str:
     """Write the metrics table and the verdict on the classical baseline."""
     from tunesmith.evaluate.goals import goals_in_words
-    from tunesmith.evaluate.report import METRIC_NAMES, verdict
+    from tunesmith.evaluate.report import DETAILS, METRIC_NAMES, acceptance_in_words, verdict
 
     metrics: dict[str, dict[str, dict[str, float]]] = report["metrics"]  # type: ignore[assignment]
     models = [model for model in ("base", "classical", "tuned") if model in next(iter(metrics.values()))]
     header = f"  {'':<36}" + "".join(f"{model:>22}" for model in models)
-    rows = [f"  {METRIC_NAMES[name]:<36}" + "".join(f"{_figure(figures[model]):>22}" for model in models) for name, figures in metrics.items()]
+    shown = {name: figures for name, figures in metrics.items() if name not in DETAILS}
+    rows = [f"  {METRIC_NAMES[name]:<36}" + "".join(f"{_figure(figures[model]):>22}" for model in models) for name, figures in shown.items()]
     if "forgetting" in report:
         rows.append(_forgetting_in_words(report["forgetting"]))  # type: ignore[arg-type]
     goals = [f"  {line}" for line in goals_in_words(report.get("goals", []))]  # type: ignore[arg-type]
-    return "\n".join((header, *rows, "", verdict(report), *(("", "Goals", *goals) if goals else ())))
+    accepted = (acceptance_in_words(report["acceptance"]),) if "acceptance" in report else ()  # type: ignore[arg-type]
+    return "\n".join((header, *rows, "", verdict(report), *accepted, *_money_in_words(report), *(("", "Goals", *goals) if goals else ())))
+
+
+def _money_in_words(report: dict[str, Any]) -> list[str]:
+    from tunesmith.evaluate.report import money
+
+    if "business" not in report:
+        return []
+    case = report["business"]
+    costs = [f"{way.replace('_', ' ')} {money(cost['value'])}" for way, cost in case["per_1000"].items()]
+    saving = [
+        f"{way.replace('_', ' ').capitalize()} saves {money(saved['value'], case['currency'])} a year [{money(saved['low'])}, {money(saved['high'])}]."
+        for way, saved in case.get("saving_per_year", {}).items()
+    ]
+    return [f"1,000 documents cost, in {case['currency']}: {'; '.join(costs)}.", *saving]
 
 
 def _forgetting_in_words(forgetting: dict[str, Any]) -> str:
