@@ -29,8 +29,9 @@ from tunesmith.models.catalog import resolve_base
 from tunesmith.models.engine import forward_pass, load_tokenizer
 from tunesmith.models.settings import ModelSection
 from tunesmith.models.weights import load_model
+from tunesmith.train.answer_loss import answer_loss
 from tunesmith.train.batches import Rows
-from tunesmith.train.learner import answer_loss, rows_batch
+from tunesmith.train.learner import rows_batch
 from tunesmith.train.settings import TrainSection
 from tunesmith.train.strategies import load_strategy
 

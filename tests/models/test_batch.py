@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.models.batch import length_grouped, scoring_batch, shuffled, training_batch
+from tunesmith.models.batch import length_grouped, packed, scoring_batch, shuffled, training_batch
 
 
 def test_every_token_of_an_answer_counts_what_its_row_counts():
@@ -72,3 +72,15 @@ def test_rows_of_like_length_meet_and_batches_come_in_random_order(seed):
     longest = [max(lengths[row] for row in batch) for batch in grouped]
     assert longest != sorted(longest)
     assert longest != sorted(longest, reverse=True)
+
+
+@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 60))
+def test_packs_hold_each_record_once_and_no_more_than_fits(lengths, width):
+    packs = packed(lengths, width)
+    assert sorted(record for pack in packs for record in pack) == list(range(len(lengths)))
+    assert all(sum(lengths[record] for record in pack) <= width or len(pack) == 1 for pack in packs)
+
+
+def test_a_record_goes_where_it_leaves_the_least_room():
+    assert packed([6, 5, 4, 3], 10) == [[0, 2], [1, 3]]
+    assert packed([], 10) == []

@@ -17,9 +17,9 @@ from tunesmith.models.engine import Engine, forward_pass, load_tokenizer
 from tunesmith.models.settings import TaskSection
 from tunesmith.models.tokens import Prompt
 from tunesmith.models.weights import load_tuned
+from tunesmith.train.answer_loss import answer_loss
 from tunesmith.train.batches import encode_rows
 from tunesmith.train.fit import fit
-from tunesmith.train.learner import answer_loss
 from tunesmith.train.settings import TrainSection
 from tunesmith.train.validation import Validation
 

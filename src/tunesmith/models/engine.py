@@ -39,7 +39,15 @@ class Forward(Protocol):
     """A forward pass: next-token logits at a batch's positions, differentiable in whatever is trained."""
 
     def logits(self, batch: Batch, vocabulary: Tensor | None = None) -> Tensor:
-        """Return shape (n_positions, n_vocabulary) in float32, for the given token ids or all of them."""
+        """Return shape (n_positions, n_vocabulary) in float32, for the given token ids or all of them: `states` times `head`."""
+        ...
+
+    def states(self, batch: Batch) -> Tensor:
+        """Return what the head reads at a batch's positions: shape (n_positions, D) in float32."""
+        ...
+
+    def head(self, vocabulary: Tensor | None = None) -> Tensor:
+        """Return the head's rows of the given token ids, or all: shape (n_vocabulary, D) in float32."""
         ...
 
 
@@ -49,25 +57,53 @@ class PlainForward:
     Args:
         model: A transformers model, or PEFT's around one that has a prefix of virtual tokens.
         dtype: What matrix products are computed in: a base model of another precision is cast for them. None leaves it as it is.
+        is_compiled: Whether the decoder goes through torch.compile, for any length of rows.
     """
 
-    def __init__(self, model: Any, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype | None = None, *, is_compiled: bool = False) -> None:
         self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._virtual = model if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False) else None
+        self._decoder = torch.compile(self._model.model, dynamic=True) if is_compiled else self._model.model
         self._dtype = dtype
         self._casts = dtype is not None and dtype != self._model.get_input_embeddings().weight.dtype
 
     def logits(self, batch: Batch, vocabulary: Tensor | None = None) -> Tensor:
         """Return the next-token logits at the batch's positions, shape (n_positions, n_vocabulary) in float32."""
+        return self.states(batch) @ self.head(vocabulary).t()
+
+    def head(self, vocabulary: Tensor | None = None) -> Tensor:
+        """Return the language-model head's rows of token ids, or all: shape (n_vocabulary, D), float32."""
+        weight: Tensor = self._model.lm_head.weight
+        return (weight if vocabulary is None else weight[vocabulary.to(self._model.device)]).float()
+
+    def states(self, batch: Batch) -> Tensor:
+        """Return what the head reads at the batch's positions: shape (n_positions, D), float32."""
         device = self._model.device
         n_rows, n_columns = batch.input_ids.shape
         input_ids = torch.cat([batch.prefix.expand(n_rows, -1), batch.input_ids], dim=1).to(device)
         virtual = self._virtual.get_prompt(batch_size=n_rows) if self._virtual is not None else None
+        n_virtual = virtual.get_seq_length() if virtual is not None else 0
+        packs = _apart(batch, batch.records, n_virtual, self._model.dtype, device) if batch.records is not None else {}
         with torch.autocast(device.type, self._dtype, enabled=self._casts):
-            hidden = self._model.model(input_ids=input_ids, cache=virtual, use_cache=virtual is not None).last_hidden_state
+            hidden = self._decoder(input_ids=input_ids, cache=virtual, use_cache=virtual is not None, **packs).last_hidden_state
         own = hidden[:, len(batch.prefix) :].reshape(n_rows * n_columns, -1)
-        head = self._model.lm_head.weight if vocabulary is None else self._model.lm_head.weight[vocabulary.to(device)]
-        return own[batch.positions.to(device)].float() @ head.float().t()  # type: ignore[no-any-return]
+        return own[batch.positions.to(device)].float()  # type: ignore[no-any-return]
+
+
+def _apart(batch: Batch, records: Tensor, n_virtual: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """Return what keeps the records of a pack apart: positions (n_rows, n_tokens), and what is added to scores (n_rows, 1, n_tokens, n_virtual + n_tokens)."""
+    n_prefix, (n_rows, n_columns) = len(batch.prefix), batch.input_ids.shape
+    places = torch.arange(n_columns).expand(n_rows, -1)
+    begins = torch.ones(n_rows, n_columns, dtype=torch.bool)
+    begins[:, 1:] = records[:, 1:] != records[:, :-1]
+    own = places - torch.where(begins, places, 0).cummax(1).values
+    positions = torch.cat([torch.arange(n_prefix).expand(n_rows, -1), n_prefix + own], dim=1) + n_virtual
+    # The prefix is seen by all, and sees nobody.
+    owners = torch.cat([torch.full((n_rows, n_prefix), -2), records], dim=1)
+    sees = torch.ones(n_prefix + n_columns, n_prefix + n_columns, dtype=torch.bool).tril() & ((owners[:, :, None] == owners[:, None]) | (owners[:, None] == -2))
+    mask = torch.zeros(n_rows, 1, n_prefix + n_columns, n_virtual + n_prefix + n_columns, dtype=dtype)
+    mask[..., n_virtual:].masked_fill_(~sees[:, None], torch.finfo(dtype).min / 2)
+    return {"position_ids": positions.to(device), "attention_mask": mask.to(device)}
 
 
 def resolve(section: ModelSection, base: Path, *, fits_fast_pass: bool = True) -> ModelSection:
@@ -102,16 +138,17 @@ def load_tokenizer(base: Path) -> Any:
     return AutoTokenizer.from_pretrained(base)
 
 
-def forward_pass(model: Any, section: ModelSection) -> Forward:
+def forward_pass(model: Any, section: ModelSection, *, is_compiled: bool = False) -> Forward:
     """Return the forward pass that a resolved section names.
 
     Args:
         model: A transformers model, or PEFT's around one.
         section: The section `model`, resolved.
+        is_compiled: Whether a plain pass goes through torch.compile.
     """
     if section.forward == "fast":
         return fast_llama.FastLlama(model.get_base_model() if hasattr(model, "get_base_model") else model)
-    return PlainForward(model, getattr(torch, section.dtype))
+    return PlainForward(model, getattr(torch, section.dtype), is_compiled=is_compiled)
 
 
 class Workers:

@@ -89,6 +89,7 @@ class FastLlama:
     def __init__(self, model: Any) -> None:
         config = model.config
         self.dtype: torch.dtype = next(model.parameters()).dtype
+        self.width: int = config.hidden_size
         self._n_kv_heads = config.num_key_value_heads
         self._head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._group = config.num_attention_heads // config.num_key_value_heads
@@ -96,15 +97,18 @@ class FastLlama:
         theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta") or config.rope_theta
         self._frequencies = 1.0 / theta ** (torch.arange(0, self._head_dim, 2).float() / self._head_dim)
         decoder = model.model
-        self._embedding = decoder.embed_tokens.weight.detach()
+        self._embedding: Tensor = decoder.embed_tokens.weight.detach()
         self._norm = decoder.norm.weight.detach().float()
         # In float32: at the logits' size bfloat16 has steps of 1/8, which would tie labels and round the loss.
-        self._head = model.lm_head.weight.detach().float()
+        self._head: Tensor = model.lm_head.weight.detach().float()
         self._layers, self._adapters = [], []
         for layer in decoder.layers:
             linears = [layer.get_submodule(name) for name in _LINEARS]
             self._layers.append(_fuse(layer, [getattr(linear, "base_layer", linear) for linear in linears]))
             self._adapters.append([_adapter(linear, self.dtype) for linear in linears])
+        adapted = [number for number, adapters in enumerate(self._adapters) if any(len(down) for down, _, _ in adapters)]
+        self.n_frozen = adapted[0] if adapted else len(self._layers)
+        """Lowest layers without adapters: whatever is learnt, they make the same of a token."""
 
     def logits(self, batch: Batch, vocabulary: Tensor | None = None) -> Tensor:
         """Return the next-token logits at the batch's positions.
@@ -116,14 +120,35 @@ class FastLlama:
         Returns:
             shape (n_positions, n_vocabulary), float32; differentiable in the adapters' weights.
         """
+        logits: Tensor = self.states(batch) @ self.head(vocabulary).t()
+        return logits
+
+    def head(self, vocabulary: Tensor | None = None) -> Tensor:
+        """Return the language-model head's rows of token ids, or all: shape (n_vocabulary, D), float32."""
+        return self._head if vocabulary is None else self._head[vocabulary]
+
+    def states(self, batch: Batch) -> Tensor:
+        """Return what the head reads at the batch's positions: shape (n_positions, D), float32; differentiable in the adapters' weights."""
         geometry = self._geometry(batch)
-        hidden = self._embedding[torch.cat([batch.prefix, batch.input_ids.flatten()])]
-        for weights, adapters in zip(self._layers, self._adapters, strict=True):
+        hidden = self._through(0, self.n_frozen, self._embedded(batch), geometry) if batch.trunk is None else batch.trunk
+        hidden = self._through(self.n_frozen, len(self._layers), hidden, geometry)
+        chosen = hidden[geometry.n_prefix + batch.positions].float()
+        states: Tensor = _RmsNorm.apply(chosen, self._norm, self._epsilon)  # type: ignore[no-untyped-call]
+        return states
+
+    @torch.no_grad()
+    def trunk(self, batch: Batch) -> Tensor:
+        """Return what the `n_frozen` lowest layers make of a batch's tokens: shape (n_prefix + n_rows * n_columns, D), in the compute dtype."""
+        return self._through(0, self.n_frozen, self._embedded(batch), self._geometry(batch))
+
+    def _embedded(self, batch: Batch) -> Tensor:
+        return self._embedding[torch.cat([batch.prefix, batch.input_ids.flatten()])]
+
+    def _through(self, first: int, after: int, hidden: Tensor, geometry: _Geometry) -> Tensor:
+        for weights, adapters in zip(self._layers[first:after], self._adapters[first:after], strict=True):
             copies = [copy for down, up, scale in adapters for copy in (down.to(self.dtype), (up * scale).to(self.dtype))]
             hidden = _DecoderLayer.apply(hidden, weights, geometry, *copies)  # type: ignore[no-untyped-call]
-        chosen = hidden[geometry.n_prefix + batch.positions].float()
-        head = self._head if vocabulary is None else self._head[vocabulary]
-        return _RmsNorm.apply(chosen, self._norm, self._epsilon) @ head.t()  # type: ignore[no-untyped-call, no-any-return]
+        return hidden
 
     def _geometry(self, batch: Batch) -> _Geometry:
         n_prefix, (n_rows, n_columns) = len(batch.prefix), batch.input_ids.shape

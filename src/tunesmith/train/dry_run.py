@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tunesmith.models.batch import Batch
 from tunesmith.models.engine import forward_pass
 from tunesmith.models.settings import ModelSection
-from tunesmith.train.learner import answer_loss
+from tunesmith.train.answer_loss import answer_loss
 
 _NEED_NUMBERS = (DataDependentOutputException, DynamicOutputShapeException)
 _PRODUCTS = {getattr(torch.ops.aten, name).default for name in ("mm", "addmm", "addmm_", "bmm", "baddbmm")}
@@ -84,7 +84,15 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= size
 
 
-def dry_run(base: Path, section: ModelSection, make_trainable: Callable[[Any], Any], batches: Sequence[Callable[[], Batch]], *, in_float32: bool) -> DryRun:
+def dry_run(
+    base: Path,
+    section: ModelSection,
+    make_trainable: Callable[[Any], Any],
+    batches: Sequence[Callable[[], Batch]],
+    *,
+    in_float32: bool,
+    is_chunked: bool = True,
+) -> DryRun:
     """Train on batches without numbers.
 
     Args:
@@ -93,6 +101,7 @@ def dry_run(base: Path, section: ModelSection, make_trainable: Callable[[Any], A
         make_trainable: Makes a model trainable as the strategy does.
         batches: Each makes the batch of a pass.
         in_float32: Whether the base model is held in float32.
+        is_chunked: Whether logits are made in parts where they are many.
     """
     config = AutoConfig.from_pretrained(base)
     dtype = torch.float32 if in_float32 else getattr(torch, section.dtype)
@@ -116,7 +125,7 @@ def dry_run(base: Path, section: ModelSection, make_trainable: Callable[[Any], A
             live.products.clear()
             before = live.peak = live.now
             try:
-                loss = answer_loss(forward, batch)
+                loss = answer_loss(forward, batch, is_chunked=is_chunked)
                 gradients = torch.autograd.grad(loss, parameters)
             except _NEED_NUMBERS:
                 passes[shape] = _by_formula(config, batch, dtype.itemsize) + largest

@@ -46,6 +46,7 @@ from tunesmith.train.processes import Processes
 from tunesmith.train.settings import TrainSection
 from tunesmith.train.stages import begin_with
 from tunesmith.train.strategies import Strategy, load_strategy
+from tunesmith.train.trunk import TRUNK_FILE
 from tunesmith.train.validation import Validation
 
 LOSSES_FILE = "losses.jsonl"
@@ -138,6 +139,7 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     if section.resume_from_checkpoint == "never" and processes.is_first:
         remove_checkpoints(folder)
+        (folder / TRUNK_FILE).unlink(missing_ok=True)
     strategy = load_strategy(section)
 
     def prepared() -> Any:
@@ -147,16 +149,17 @@ def fit(
         return model_to_train
 
     with PeakMemory() as memory:
-        learner = _kind_of_learner(fsdp)(prepared(), model, rows, prefix, processes)
+        learner = _kind_of_learner(fsdp)(prepared(), model, section, rows, prefix, processes)
         run = _Run(learner, rows, base, model, section, folder, report, validation)
         run.to_the_end()
         learnt = learner.tensors() if fsdp else {}
         if processes.is_first:
             if fsdp:
-                learner = Learner(prepared(), model, rows, prefix, processes)
+                learner = Learner(prepared(), model, section, rows, prefix, processes)
                 learner.load(learnt)
             with writing(folder):
                 _save(strategy, learner.model, folder, getattr(torch, model.dtype))
+            (folder / TRUNK_FILE).unlink(missing_ok=True)
         peak = int(processes.largest(memory.bytes))  # also waits for the first one to have written
     state = run.state
     tokens = sum(len(rows.prompts[row]) + len(rows.answers[row]) + len(prefix) for step in run.passes(0, state.step) for row in step.rows)
@@ -218,6 +221,9 @@ class _Run:
     def to_the_end(self) -> None:
         """Do what is left, and leave the learner with the weights that are the result."""
         state, section = self.state, self._section
+        if section.activation_cache:
+            with writing(self._folder):
+                self._learner.keep_trunk(self._folder / TRUNK_FILE)
         with _termination() as terminated:
             while True:
                 if self._validation and self._is_evaluated():

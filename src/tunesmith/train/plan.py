@@ -7,6 +7,7 @@ finished run on the same base and machine replaces the probe of the processor by
 
 from __future__ import annotations
 
+import math
 import shutil
 import statistics
 from collections.abc import Sequence
@@ -17,8 +18,10 @@ from pathlib import Path
 import polars as pl
 import torch
 from pydantic import BaseModel, ConfigDict
+from transformers import AutoConfig
 
 from tunesmith.errors import DataError, RefusedError
+from tunesmith.models.batch import packed
 from tunesmith.models.footprint import Footprint, measure_footprint
 from tunesmith.models.memory import resident_bytes
 from tunesmith.models.processor import matmul_flops_per_second, n_workers
@@ -26,9 +29,10 @@ from tunesmith.models.settings import ModelSection
 from tunesmith.models.tokens import Prompt
 from tunesmith.train.batches import Rows, Step, encode_rows, schedule
 from tunesmith.train.dry_run import dry_run
-from tunesmith.train.learner import rows_batch
+from tunesmith.train.learner import pack_width, rows_batch
 from tunesmith.train.settings import TrainSection
 from tunesmith.train.strategies import load_strategy
+from tunesmith.train.trunk import trunk_bytes
 
 # Measured on a Llama of 135 million parameters, batches of 4 to 16; low, expected, high.
 # Share of the probed matrix speed that a whole training step reaches.
@@ -142,9 +146,12 @@ def make_plan(
     n_prefix = len(prompt.prefix)
     lengths = rows.lengths
     tokens = sum(lengths) + n_prefix * len(rows)
-    padded = sum(len(step.rows) * max(lengths[row] for row in step.rows) for step in steps if step.rows)
+    width = pack_width(section, prompt.prefix)
+    padded = sum(math.prod(_shape(step, lengths, width)) for step in steps if step.rows)
     own = sum(lengths[row] for step in steps for row in step.rows)
     stop = prompt.tokenizer.eos_token_id
+    hidden_size = AutoConfig.from_pretrained(base).get_text_config().hidden_size
+    kept = trunk_bytes(rows, n_prefix, hidden_size, getattr(torch, model.dtype).itemsize) if section.activation_cache else 0
     plan = Plan(
         strategy=section.strategy,
         forward=model.forward,
@@ -167,9 +174,9 @@ def make_plan(
         peak_memory_bytes=_memory(parts, model.forward, memory_ratios),
         resident_bytes=parts.resident,
         memory_scale=statistics.median(memory_ratios[-_RECENT_RUNS:]) if memory_ratios else 1.0,
-        seconds=_with_evaluations(_seconds(footprint, steps, lengths, n_prefix, model, history), steps, section),
-        # Weights and two moments a checkpoint; the result; the best weights, and those that were the best before.
-        disk_bytes=((section.save_total_limit + 1) * 3 + 1 + (2 if section.eval_steps else 0)) * footprint.trainable * 4,
+        seconds=_with_evaluations(_seconds(footprint, steps, lengths, n_prefix, model, width, history), steps, section),
+        # Weights and two moments a checkpoint; the result; the best weights, and those that were the best before; the frozen trunk's states.
+        disk_bytes=((section.save_total_limit + 1) * 3 + 1 + (2 if section.eval_steps else 0)) * footprint.trainable * 4 + kept,
     )
     if not plan.stop_token_is_trained:
         raise DataError(f"Every answer must end with the stop token {plan.stop_token}. Received answers that do not: the model would never stop.")
@@ -201,10 +208,12 @@ def memory_parts(rows: Rows, steps: Sequence[Step], prefix: Sequence[int], base:
     """Count what a run holds, by its largest batch."""
     resident, lengths, n_prefix, n_passes = resident_bytes(), rows.lengths, len(prefix), _passes(model)
     shapes = {(len(part), max(lengths[row] for row in part)) for step in steps for worker in range(n_passes) if (part := step.rows[worker::n_passes])}
-    largest = max(steps, key=lambda step: _tokens_computed(step, lengths, n_prefix, model))
+    width = pack_width(section, prefix)
+    largest = max(steps, key=lambda step: _tokens_computed(step, lengths, n_prefix, model, width))
     parts = [part for worker in range(n_passes) if (part := largest.rows[worker::n_passes])]
     strategy, heap = load_strategy(section), _HEAP.get("fast" if model.forward == "fast" else section.strategy, _HEAP_OF_OTHERS)
-    run = dry_run(base, model, strategy.prepare, [partial(rows_batch, rows, part, prefix) for part in parts], in_float32=strategy.in_float32)
+    batches = [partial(rows_batch, rows, part, prefix, width) for part in parts]
+    run = dry_run(base, model, strategy.prepare, batches, in_float32=strategy.in_float32, is_chunked=section.chunked_loss)
     growth = _GROWTH_BYTES[model.forward] * min(1.0, len(steps) / _GROWTH_STEPS)
     waiting = run.trained if section.gradient_accumulation_steps > 1 else 0
     copies = run.trained // 2 if strategy.in_float32 and model.dtype == "bfloat16" else 0
@@ -219,13 +228,15 @@ def _memory(parts: MemoryParts, forward: str, ratios: Sequence[float]) -> Estima
     return Estimate(low=low, expected=expected, high=high)
 
 
-def _seconds(footprint: Footprint, steps: Sequence[Step], lengths: Sequence[int], n_prefix: int, model: ModelSection, history: Sequence[float]) -> Estimate:
+def _seconds(
+    footprint: Footprint, steps: Sequence[Step], lengths: Sequence[int], n_prefix: int, model: ModelSection, width: int | None, history: Sequence[float]
+) -> Estimate:
     """Predict the time of all steps: by the speed of the newest run, or by a probe of the processor."""
     if history:
         read = sum(lengths[row] + n_prefix for step in steps for row in step.rows)
         low, expected, high = (read / (history[-1] * factor) for factor in reversed(_OWN_HISTORY))
         return Estimate(low=low, expected=expected, high=high)
-    computed = sum(_tokens_computed(step, lengths, n_prefix, model) for step in steps)
+    computed = sum(_tokens_computed(step, lengths, n_prefix, model, width) for step in steps)
     cores = 1 if torch.cuda.is_available() else n_workers()
     ideal = computed * footprint.flops_per_token / (matmul_flops_per_second(getattr(torch, model.dtype)) * cores)
     efficiencies = reversed(_EFFICIENCY[model.forward, model.dtype])
@@ -247,12 +258,19 @@ def _passes(model: ModelSection) -> int:
     return n_workers() if model.forward == "fast" else 1
 
 
-def _tokens_computed(step: Step, lengths: Sequence[int], n_prefix: int, model: ModelSection) -> int:
+def _shape(step: Step, lengths: Sequence[int], width: int | None) -> tuple[int, int]:
+    """Return the rows and the columns, without the shared prefix, of one batch: a record a row, or packs of at most `width` tokens."""
+    own = [lengths[row] for row in step.rows]
+    sums = [sum(own[row] for row in pack) for pack in packed(own, width)] if width else own
+    return len(sums), max(sums)
+
+
+def _tokens_computed(step: Step, lengths: Sequence[int], n_prefix: int, model: ModelSection, width: int | None) -> int:
     """Return the tokens that one batch computes, padding included: the fast pass reads the prefix once a part, the plain one once a row."""
     if not step.rows:
         return 0
-    own = len(step.rows) * max(lengths[row] for row in step.rows)
-    return own + n_prefix * (min(_passes(model), len(step.rows)) if model.forward == "fast" else len(step.rows))
+    n_rows, n_columns = _shape(step, lengths, width)
+    return n_rows * n_columns + n_prefix * (min(_passes(model), n_rows) if model.forward == "fast" else n_rows)
 
 
 def refuse_over_limits(plan: Plan, section: TrainSection, folder: Path) -> None:

@@ -75,6 +75,16 @@ class TrainKeys(Section):
     """Forward passes a step; the gradient is exactly that of the full batch."""
     group_by_length: bool = True
     """Batch records of like length, which leaves little padding; the order of batches stays random."""
+    packing: bool = False
+    """Put several records of a batch in a row, up to max_length, so that less is padding and the prompt they share is read once a row. No record
+    sees another; batches and losses are the same as without. Needs the plain pass; the fast one shares the prompt as it is."""
+    torch_compile: bool = False
+    """Send the plain pass through torch.compile, which takes minutes at the first steps. Needs the plain pass."""
+    activation_cache: bool = False
+    """Compute once what the layers below the lowest adapter make of each row, and keep it on disk for all epochs: worth it with lora_layers and
+    two epochs or more. Equal to rounding. Needs the fast pass."""
+    chunked_loss: bool = True
+    """Where the logits of a pass would take more than 64 MiB, as those of long answers do, make them in parts: less memory, equal to rounding."""
     seed: int = Field(default=0, ge=0)
     """Seed of what is added to the base model, and of the batch order."""
     save_steps: int = Field(default=50, ge=1)

@@ -106,8 +106,9 @@ class Lora:
 
     @property
     def fits_fast_pass(self) -> bool:
-        """Dropout and DoRA's magnitudes are not in the fast pass."""
-        return self._section.lora_dropout == 0 and not self._section.use_dora
+        """Dropout and DoRA's magnitudes are not in the fast pass, and it neither needs packs nor is it compiled."""
+        section = self._section
+        return section.lora_dropout == 0 and not (section.use_dora or section.packing or section.torch_compile)
 
     def prepare(self, model: Any, prefix: Sequence[int] = ()) -> Any:
         """Return a PEFT model; the seed decides its adapters' weights."""

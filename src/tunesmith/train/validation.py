@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from tunesmith.errors import ConfigError, DataError
 from tunesmith.evaluate.metrics import accuracy, macro_f1
 from tunesmith.evaluate.predict_split import label_indices
-from tunesmith.models.engine import Engine, Forward
+from tunesmith.models.engine import Engine
 from tunesmith.models.settings import ModelSection
 from tunesmith.models.tokens import Prompt
 from tunesmith.train.batches import Rows
-from tunesmith.train.learner import Learner, answer_loss, rows_batch
+from tunesmith.train.learner import Learner, rows_batch
 from tunesmith.train.settings import TrainSection
 
 
@@ -87,7 +87,7 @@ class Validation:
         try:
             order = sorted(range(len(mine)), key=lambda row: mine.lengths[row])
             batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
-            losses = list(learner.workers.map(partial(self._loss, learner.forward, mine), batches))
+            losses = list(learner.workers.map(partial(self._loss, learner, mine), batches))
             figures = {"eval_loss": learner.processes.sum([math.fsum(losses)])[0] / self.rows.supervised_tokens}
             if not self.prompt.answers:
                 return figures
@@ -102,5 +102,5 @@ class Validation:
         return {**figures, "eval_accuracy": accuracy(self.truth, probabilities), "eval_macro_f1": macro_f1(self.truth, probabilities)}
 
     @torch.no_grad()
-    def _loss(self, forward: Forward, rows: Rows, batch: Sequence[int]) -> float:
-        return float(answer_loss(forward, rows_batch(rows, batch, self.prompt.prefix)))
+    def _loss(self, learner: Learner, rows: Rows, batch: Sequence[int]) -> float:
+        return float(learner.loss(rows_batch(rows, batch, self.prompt.prefix)))
