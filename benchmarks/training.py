@@ -1,71 +1,66 @@
-"""How many useful tokens a second does a training step read, beside the way most tutorials write it?
+"""How many useful tokens a second does a training step read, beside its peers and beside its own matrix products?
 
-Ours is `tunesmith.train.fit` as `tunesmith train` calls it. The peer is the loop of most tutorials over the same base
-model, records, batches, adapters and optimizer: every row padded to max_length, logits and loss for every position with
-labels of -100 on the prompt, float32, SDPA, PEFT. A useful token is a token of a record, its prompt included and padding
-not; both are given the same number. Loading is not timed.
+The same job for all: LoRA of rank 16 on all linear layers of SmolLM2-135M, complaints cut to 240 tokens, batches of 8, AdamW with
+the same learning rates. Sides are `ours`, the peers of `training_peers.py`, and the `bound` of `training_ours.py`: the
+matrix products of our own steps alone. Each trains in a process of its own, a round of steps whenever it is its turn, so that all
+see the same machine. Loading and tokenising are not timed; whatever a side prepares later (caches, kernels, compilation) is.
 
-Both run in turn, each in a process of its own that holds as many cores as the table says; the first round warms up and
-does not count. `ratio` is the median over rounds, its low and high ends are the smallest and the largest round. That both
-learn the same is checked in the same run: losses after equal steps, exactly (both float32) and as they are timed.
+Three measures. **Useful tokens a second**: tokens of records, prompts included and padding not; the first round warms up and does not
+count. **Records a second to equal validation loss**: equal is what the side that learnt least reached at the end; the time of
+all rounds up to there, the first one included, interpolated between evaluations by the records. **Peak memory**: the largest resident set of the process.
+`ratio` says how many times better ours is: the median over rounds, its low and high ends the smallest and largest round.
 
-    python benchmarks/training.py [--quick]    needs Linux, for the cores
+    python benchmarks/training.py [--quick] [--cores N] [--peers NAME ...] [--litgpt-python PATH]    needs Linux
+
+LitGPT pins older libraries than ours: its Python is told (`requirements-training.txt` says how it is made); without it the side is left out,
+and the reason is printed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-import multiprocessing
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results" / "training.json"
-MAX_LENGTH = 180
-PEER = "tutorial loop: transformers + PEFT, padded to max_length, float32, SDPA"
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What is trained: settings of examples/complaints on the 200 complaints of the tests."""
-
-    steps: int
-    batch_size: int
-
-    @property
-    def overrides(self) -> list[str]:
-        """The project's settings, changed as the benchmark needs it."""
-        return [
-            f"train.max_steps={self.steps}",
-            f"train.per_device_train_batch_size={self.batch_size}",
-            f"train.max_length={MAX_LENGTH}",
-            "train.lora_layers=null",
-            "train.logging_steps=1",
-            "train.save_steps=1000000",
-            "train.resume_from_checkpoint=never",
-        ]
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "training.json"
+README = HERE / "README.md"
+MARK = ("<!-- training: written by benchmarks/training.py -->", "<!-- /training -->")
+MAX_LENGTH, BATCH_SIZE, N_VALIDATION = 240, 8, 32
+PEERS = ("tutorial", "trainer", "trl", "trl-best", "litgpt")
+NAMES = {
+    "tutorial": "tutorial loop: transformers + PEFT, padded to max_length, float32",
+    "trainer": "transformers.Trainer + PEFT, padded to the longest of a batch, float32",
+    "trl": "TRL SFTTrainer, defaults (bf16 autocast, gradient checkpointing)",
+    "trl-best": "TRL SFTTrainer, best settings (bf16 weights, grouped by length, no checkpointing)",
+    "trl-packed": "TRL SFTTrainer, best settings, packed (bfd)",
+    "litgpt": "LitGPT finetune_lora, bf16",
+    "bound": "matrix products of the same steps alone",
+}
+GOALS = {"tutorial": 6.0, "trl-best": 4.0, "bound": 0.5}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Round:
-    """One training from the start: wall time of its steps, useful tokens, and the loss of each step."""
+    """What a side did in one round: wall time of its steps, what it read, the validation loss after it (or None), peak memory so far."""
 
     seconds: float
     tokens: int
-    losses: list[float]
+    records: int
+    loss: float | None
+    peak: int
 
     @property
     def speed(self) -> float:
@@ -73,202 +68,229 @@ class Round:
         return self.tokens / self.seconds
 
 
-def prepare(setup: Setup) -> tuple[Any, ...]:
-    """Return configuration, base model, prompt and rows, which both sides share."""
-    import polars as pl
+@dataclass
+class Side:
+    """A process that trains, a round whenever it is asked."""
 
-    from tunesmith.config import load_config
-    from tunesmith.models.catalog import resolve_base
-    from tunesmith.models.engine import load_tokenizer
-    from tunesmith.models.tokens import Prompt
-    from tunesmith.train.batches import encode_rows
+    name: str
+    command: list[str]
+    cores: int
+    rounds: list[Round] = field(default_factory=list)
 
-    config = load_config(ROOT / "examples" / "complaints" / "tunesmith.yaml", setup.overrides)
-    base = resolve_base(config.model, ROOT).path
-    prompt = Prompt(load_tokenizer(base), config.task, config.train.max_length, config.train.truncate_keep)
-    frame = pl.read_csv(ROOT / "tests" / "fixtures" / "complaints.csv").with_row_index("id")
-    records = frame.select(id=pl.format("rec_{}", "id"), text="Consumer complaint narrative", label="Product", weight=pl.lit(1.0))
-    known = records.filter(pl.col("label").is_in(config.task.names))
-    return config, base, prompt, encode_rows(known, prompt, config.train)
+    def __enter__(self) -> Self:
+        threads = "1" if self.name in ("ours", "bound") else str(self.cores)
+        allowed = sorted(os.sched_getaffinity(0))[: self.cores]
+        self._log = tempfile.TemporaryFile("w+")
+        self._process = subprocess.Popen(
+            self.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""},
+            preexec_fn=lambda: os.sched_setaffinity(0, allowed),
+        )
+        try:
+            self._told()
+        except RuntimeError:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.terminate()
+        self._process.wait()
+        self._log.close()
+
+    def _told(self) -> dict[str, Any]:
+        assert self._process.stdout
+        for line in self._process.stdout:
+            if line.startswith("@"):
+                told: dict[str, Any] = json.loads(line[1:])
+                return told
+        self._log.seek(0)
+        raise RuntimeError(f"{self.name} ended: {self._log.read()[-1500:]}")
+
+    def round(self) -> Round:
+        """Train one round and wait for it."""
+        assert self._process.stdin
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        self.rounds.append(Round(**self._told()))
+        return self.rounds[-1]
 
 
-def train_ours(setup: Setup, dtype: str) -> Round:
-    """Train through `tunesmith.train.fit`."""
-    from tunesmith.models.engine import resolve
-    from tunesmith.train.fit import LOSSES_FILE, fit
-
-    config, base, prompt, rows = prepare(setup)
-    model = resolve(config.model.model_copy(update={"dtype": dtype}), base)
-    with tempfile.TemporaryDirectory() as folder:
-        fitted = fit(rows, prompt.prefix, base, model, config.train, Path(folder), lambda *_: None)
-        lines = (Path(folder) / LOSSES_FILE).read_text(encoding="utf-8").splitlines()
-    return Round(fitted.seconds, fitted.tokens, [json.loads(line)["loss"] for line in lines])
-
-
-def train_peer(setup: Setup, dtype: str) -> Round:
-    """Train as most tutorials do."""
-    import torch
-    from transformers import AutoModelForCausalLM, get_scheduler
-    from transformers.utils import logging
+def make_job(folder: Path, cores: int, n_rounds: int, steps_per_round: int) -> dict[str, Any]:
+    """Return what all sides train: token ids, batches in our order, settings."""
+    from training_ours import prepare
 
     from tunesmith.train.batches import schedule
-    from tunesmith.train.strategies import load_strategy
 
-    logging.disable_progress_bar()
-    config, base, prompt, rows = prepare(setup)
+    steps = n_rounds * steps_per_round
+    overrides = [
+        f"train.max_steps={steps}",
+        f"train.per_device_train_batch_size={BATCH_SIZE}",
+        f"train.max_length={MAX_LENGTH}",
+        "train.num_train_epochs=20",
+        "train.learning_rate=1e-3",
+        "train.lora_layers=null",
+        "train.logging_steps=1",
+        "train.save_steps=1000000",
+        "train.resume_from_checkpoint=never",
+    ]
+    config, base, prompt, rows, validation = prepare(overrides, N_VALIDATION)
     section = config.train
-    steps = schedule(rows, section)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype), attn_implementation="sdpa")
-    model = load_strategy(section).prepare(model).train()  # PEFT's LoRA, drawn from the same seed
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=section.learning_rate, weight_decay=section.weight_decay)
-    scheduler = get_scheduler(section.lr_scheduler_type, optimizer, math.ceil(section.warmup_ratio * len(steps)), len(steps))
-
-    def collate(chosen: list[int]) -> dict[str, torch.Tensor]:
-        shape = (len(chosen), section.max_length)
-        input_ids, labels = torch.full(shape, prompt.tokenizer.pad_token_id), torch.full(shape, -100)
-        attention_mask = torch.zeros(shape, dtype=torch.long)
-        for at, row in enumerate(chosen):
-            asked, answer = [*prompt.prefix, *rows.prompts[row]], rows.answers[row]
-            end = len(asked) + len(answer)
-            input_ids[at, :end] = torch.tensor([*asked, *answer])
-            labels[at, len(asked) : end] = torch.tensor(answer)
-            attention_mask[at, :end] = 1
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-
-    losses, started = [], time.monotonic()
-    for step in steps:
-        loss = model(**collate(step.rows)).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, section.max_grad_norm)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    seconds = time.monotonic() - started
-    tokens = sum(len(prompt.prefix) + rows.lengths[row] for step in steps for row in step.rows)
-    return Round(seconds, tokens, losses)
+    pad = 0
+    used = {token for prompt_ids, answer in zip(rows.prompts, rows.answers, strict=True) for token in (*prompt_ids, *answer)}
+    assert pad not in used, "padding must be told from text by its id"
+    asked = zip(prompt.rows(validation["text"].to_list()), prompt.answers_of(validation["label"].to_list()), strict=True)
+    return {
+        "folder": str(folder),
+        "base": str(base),
+        "cores": cores,
+        "overrides": overrides,
+        "prefix": list(prompt.prefix),
+        "train": list(zip(rows.prompts, map(list, rows.answers), strict=True)),
+        "validation": [(ids, list(answer)) for ids, answer in asked],
+        "batches": [step.rows for step in schedule(rows, section)],
+        "pad": pad,
+        "steps": steps,
+        "steps_per_round": steps_per_round,
+        # Losses say something once there is something learnt.
+        "evaluated": [number * steps_per_round for number in range(max(1, n_rounds // 2), n_rounds + 1)],
+        "warmup_steps": max(1, round(section.warmup_ratio * steps)),
+        **section.model_dump(include={"max_length", "lora_r", "lora_alpha", "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "seed"}),
+        "batch_size": BATCH_SIZE,
+    }
 
 
-SIDES: dict[str, Callable[[Setup, str], Round]] = {"ours": train_ours, "peer": train_peer}
+def seconds_to(loss: float, rounds: list[Round]) -> tuple[float, float] | None:
+    """Return the records and the seconds that a side took to come down to a validation loss; None when it did not.
 
-
-def _serve(side: str, cores: int, connection: Connection) -> None:
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])  # ours runs a worker a core
-    import torch
-
-    torch.set_num_threads(cores if side == "peer" else 1)
-    while True:
-        try:
-            setup, dtype = connection.recv()
-        except EOFError:
-            return
-        connection.send(SIDES[side](setup, dtype))
-
-
-class Side:
-    """A process that trains one side on a number of cores, a round whenever it is asked."""
-
-    def __init__(self, name: str, cores: int) -> None:
-        processes = multiprocessing.get_context("spawn")
-        self._connection, theirs = processes.Pipe()
-        self._process = processes.Process(target=_serve, args=(name, cores, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def train(self, setup: Setup, dtype: str) -> Round:
-        """Train one round and wait for it."""
-        self._connection.send((setup, dtype))
-        trained: Round = self._connection.recv()
-        return trained
-
-    def close(self) -> None:
-        """End the process."""
-        self._connection.close()
-        self._process.join()
-
-
-def alternate(setup: Setup, cores: int, n_rounds: int) -> list[tuple[Round, Round]]:
-    """Train both in turn, ours as `auto` chooses on this processor; the first round is left out."""
-    rounds = []
-    with closing(Side("ours", cores)) as ours, closing(Side("peer", cores)) as peer:
-        for number in range(n_rounds + 1):
-            rounds.append((ours.train(setup, "auto"), peer.train(setup, "float32")))
-            ours_speed, peer_speed = (trained.speed for trained in rounds[-1])
-            print(f"{_on(cores)}, round {number}: {ours_speed:,.0f} and {peer_speed:,.0f}{'' if number else ' (warm-up)'}", flush=True)
-    return rounds[1:]
-
-
-def _on(cores: int) -> str:
-    return f"{cores} core{'s' * (cores > 1)}"
+    Between two evaluations the loss is taken to fall evenly; before the first one nothing is known, so that a loss reached there counts as reached at it.
+    """
+    records = seconds = 0.0
+    before: tuple[float, float, float] | None = None
+    for one in rounds:
+        records, seconds = records + one.records, seconds + one.seconds
+        if one.loss is None:
+            continue
+        if one.loss <= loss:
+            if before is None:
+                return records, seconds
+            share = (before[2] - loss) / (before[2] - one.loss)
+            return before[0] + share * (records - before[0]), before[1] + share * (seconds - before[1])
+        before = (records, seconds, one.loss)
+    return None
 
 
 def machine() -> str:
     """Name this machine: processor and cores."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, {platform.system()}"
 
 
-def result(work: str, unit: str, ours: float, peer: float, ratios: list[float]) -> dict[str, Any]:
-    """Return one row of the results."""
-    return {
-        "work": work,
-        "ours": ours,
-        "peer": peer,
-        "peer_name": PEER,
-        "unit": unit,
-        "ratio": statistics.median(ratios),
-        "ratio_low": min(ratios),
-        "ratio_high": max(ratios),
-        "machine": machine(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "versions": {name: version(name) for name in ("tunesmith", "torch", "transformers", "peft")},
-    }
-
-
-def measure_speed(setup: Setup, cores: int, n_rounds: int) -> dict[str, Any]:
-    """Measure useful tokens a second on a number of cores."""
-    rounds = alternate(setup, cores, n_rounds)
-    ours, peer = ([pair[side].speed for pair in rounds] for side in (0, 1))
-    work = f"LoRA r=16 on SmolLM2-135M, batches of {setup.batch_size} x {MAX_LENGTH}, {_on(cores)}"
-    ratios = [a / b for a, b in zip(ours, peer, strict=True)]
-    return result(work, "useful tokens a second", statistics.median(ours), statistics.median(peer), ratios)
-
-
-def compare_losses(setup: Setup, cores: int) -> list[dict[str, Any]]:
-    """Train both equally long on the same batches and compare the losses: ours as it is timed, and in float32 as the peer."""
-    with closing(Side("ours", cores)) as ours, closing(Side("peer", cores)) as peer:
-        expected = peer.train(setup, "float32").losses
-        own = {"as timed": ours.train(setup, "auto").losses, "both float32": ours.train(setup, "float32").losses}
+def compare(sides: dict[str, list[Round]], cores: int, versions: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the rows of the results: each measure, ours beside each other side."""
+    about = {"machine": machine(), "date": datetime.now(UTC).date().isoformat(), "versions": versions}
+    work = f"LoRA r=16 on SmolLM2-135M, batches of {BATCH_SIZE} x {MAX_LENGTH}, {cores} core{'s' * (cores > 1)}"
+    mine = sides["ours"]
+    last = {name: [one.loss for one in rounds if one.loss is not None] for name, rounds in sides.items() if name != "bound"}
+    target = max(losses[-1] for losses in last.values())
     rows = []
-    for what, losses in own.items():
-        furthest = max(abs(a - b) for a, b in zip(losses, expected, strict=True))
-        print(f"loss, {what}: largest difference of {setup.steps} steps {furthest:.4f}; last step {losses[-1]:.4f}, peer {expected[-1]:.4f}", flush=True)
-        # One batch's loss is noise where the precision differs; the mean of the second half is what was learnt.
-        last, last_expected = (statistics.mean(found[len(found) // 2 :]) for found in (losses, expected))
-        rows.append(
-            result(f"mean loss of the last half of {setup.steps} steps, {what}", "nats a supervised token", last, last_expected, [last_expected / last])
-        )
+    for name, rounds in sides.items():
+        if name == "ours":
+            continue
+        pairs = [(a.speed, b.speed) for a, b in zip(mine[1:] or mine, rounds[1:] or rounds, strict=True)]
+        ratios = sorted(a / b for a, b in pairs)
+        own, other = (statistics.median(column) for column in zip(*pairs, strict=True))
+        found = [(f"{work}: speed", "useful tokens a second", own, other, (statistics.median(ratios), ratios[0], ratios[-1]))]
+        if name != "bound":
+            reached = [seconds_to(target, given) for given in (mine, rounds)]
+            if reached[0] and reached[1]:
+                speeds = [records / seconds for records, seconds in (reached[0], reached[1])]
+                told = f"records a second to a validation loss of {target:.3f}; {reached[0][0]:.0f} and {reached[1][0]:.0f} records"
+                found.append((f"{work}: to equal loss", told, *speeds, (reached[1][1] / reached[0][1],) * 3))
+            peaks = (mine[-1].peak, rounds[-1].peak)
+            found.append((f"{work}: peak memory", "bytes", *peaks, (peaks[1] / peaks[0],) * 3))
+        for what, unit, a, b, (ratio, low, high) in found:
+            goal = GOALS.get(name) if "speed" in what else None
+            rows.append(
+                {"work": what, "ours": a, "peer": b, "peer_name": NAMES[name], "unit": unit, "ratio": ratio, "ratio_low": low, "ratio_high": high}
+                | ({"goal": goal} if goal else {})
+                | about
+            )
     return rows
+
+
+def table(sides: dict[str, list[Round]], rows: list[dict[str, Any]]) -> str:
+    """Return the results as a table in Markdown."""
+    lines = [
+        "| side | useful tokens a second | ours is | seconds to equal loss: ours is | peak memory, GB | last validation loss |",
+        "|---|---:|---|---:|---:|---:|",
+    ]
+    for name, rounds in sides.items():
+        own = {row["work"].rpartition(": ")[2]: row for row in rows if row["peer_name"] == NAMES.get(name)}
+        speed = statistics.median(one.speed for one in rounds[1:] or rounds)
+        losses = [one.loss for one in rounds if one.loss is not None]
+        times = share = ""
+        if "speed" in own:
+            row = own["speed"]
+            times = f"{row['ratio']:.2f} times ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})" + (f", goal {row['goal']:g}" if "goal" in row else "")
+        if "to equal loss" in own:
+            share = f"{own['to equal loss']['ratio']:.2f} times as fast"
+        memory, loss = (f"{rounds[-1].peak / 1e9:.2f}", f"{losses[-1]:.3f}") if losses else ("", "")
+        lines.append(f"| {NAMES.get(name, 'ours, as `tunesmith train` trains')} | {speed:,.0f} | {times} | {share} | {memory} | {loss} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Measure, print a table, write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a cut that takes under two minutes; writes no results")
-    if parser.parse_args().quick:
-        small = Setup(steps=2, batch_size=4)
-        rows = [measure_speed(small, 1, 1), *compare_losses(small, 1)]
-    else:
-        rows = [measure_speed(Setup(steps=2, batch_size=8), cores, 5) for cores in (1, 2)] + compare_losses(Setup(steps=8, batch_size=8), 2)
+    parser.add_argument("--quick", action="store_true", help="two short rounds; writes no results")
+    parser.add_argument("--cores", type=int, default=min(2, os.cpu_count() or 1), help="cores that each side has in its turn")
+    parser.add_argument("--peers", nargs="*", choices=[name for name in NAMES if name != "bound"], default=list(PEERS), help="peers to measure")
+    parser.add_argument("--litgpt-python", help="Python of an environment with LitGPT")
+    options = parser.parse_args()
+    n_rounds, steps_per_round = (2, 1) if options.quick else (6, 3)
+
+    pythons = {"litgpt": options.litgpt_python} if options.litgpt_python else {}
+    chosen = [name for name in options.peers if name != "litgpt" or pythons]
+    if len(chosen) < len(options.peers):
+        print("litgpt is left out: it pins older libraries than ours. Tell the Python of its own environment with --litgpt-python.")
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        job = make_job(Path(folder), options.cores, n_rounds, steps_per_round)
+        path = Path(folder) / "job.json"
+        path.write_text(json.dumps(job), encoding="utf-8")
+        sides = []
+        for name in ("ours", "bound", *chosen):
+            script = HERE / ("training_ours.py" if name in ("ours", "bound") else "training_peers.py")
+            try:
+                sides.append(stack.enter_context(Side(name, [pythons.get(name, sys.executable), str(script), name, str(path)], options.cores)))
+            except RuntimeError as error:
+                if name in ("ours", "bound"):
+                    raise
+                print(f"{name} is left out: {error}")
+        for number in range(n_rounds):
+            for side in sides:
+                one = side.round()
+                loss = f", validation loss {one.loss:.3f}" if one.loss is not None else ""
+                print(f"round {number}, {side.name}: {one.speed:,.0f} useful tokens a second{loss}{'' if number else ' (warm-up)'}", flush=True)
+    measured = {side.name: side.rounds for side in sides}
+    rows = compare(measured, options.cores, {name: version(name) for name in ("tunesmith", "torch", "transformers", "peft", "trl")})
+    about = f"{machine()}; {options.cores} in use; batches of {BATCH_SIZE}, at most {MAX_LENGTH} tokens; {datetime.now(UTC).date().isoformat()}."
+    text = f"{about}\n\n{table(measured, rows)}"
+    print(f"\n{text}\n\n{time.monotonic() - started:,.0f} s in all")
+    if not options.quick:
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    print(f"\n{'work':<72} {'ours':>8} {'peer':>8}  {'ratio':<22}  unit")
-    for row in rows:
-        spread = f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
-        print(f"{row['work']:<72} {row['ours']:>8.4g} {row['peer']:>8.4g}  {spread:<22}  {row['unit']}")
-    print(f"peer: {PEER}")
+        page = README.read_text(encoding="utf-8")
+        before, after = page.partition(MARK[0])[0], page.partition(MARK[1])[2]
+        README.write_text(f"{before}{MARK[0]}\n{text}\n{MARK[1]}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
