@@ -5,7 +5,7 @@ import pytest
 from tunesmith import flow
 from tunesmith.data.freeze import read_records
 from tunesmith.entities import Deployment, Run
-from tunesmith.errors import DataError, NotFoundError, RefusedError
+from tunesmith.errors import ConfigError, DataError, NotFoundError, RefusedError
 from tunesmith.project import Progress, Project
 
 WITHOUT = "train.report_to=[]"
@@ -45,6 +45,35 @@ def test_the_report_says_what_each_stage_took_and_where_it_comes_from(finished):
     assert report["provenance"]["dataset_version"] == finished.outcome.dataset.id
     assert report["peak_memory_bytes"] > 1e6
     assert finished.outcome.calibration.html.stat().st_size > 10_000
+
+
+def test_the_report_says_what_may_go_out_unread_what_it_is_worth_and_where_it_breaks(tiny):
+    business = "evaluate.business={error_cost: 10, minute_cost: 1, review_minutes: 1, documents_per_month: 100, current: {accuracy: 0.9, minutes: 3}}"
+    project = Project.load(tiny.root, [WITHOUT, "evaluate.robustness_samples=12", business, "evaluate.slices=true"])
+    dataset = flow.prepare(project)
+    run = flow.train(project, dataset)
+    report = flow.calibrate(project, flow.evaluate(project, run)).report
+    accepted = report["acceptance"]
+    assert (accepted["threshold"] is None) == (accepted["share"]["value"] == 0)
+    assert accepted["n"] == dataset.rows["calibration"]
+    assert report["prediction_sets"]["coverage"]["value"] > 0.5
+    assert set(report["business"]["per_1000"]) == {"current", "base", "classical", "tuned", "tuned_with_review"}
+    firm = report["robustness"]
+    assert firm["n"] == min(12, dataset.rows["test"])
+    assert set(firm["disturbances"]) == {"typos", "ocr_noise", "case", "whitespace", "injection", "long", "short"}
+    # Money is reckoned anew without any model answering again.
+    dearer = Project.load(tiny.root, [WITHOUT, "evaluate.robustness_samples=12", business.replace("error_cost: 10", "error_cost: 20")])
+    again = flow.calibrate(dearer, flow.evaluate(dearer, run)).report
+    base = [each["business"]["per_1000"]["base"]["value"] for each in (report, again)]
+    assert base[1] == pytest.approx(2 * base[0])
+
+
+@pytest.mark.parametrize("rule", ["cost", "capacity"])
+def test_a_rule_without_its_figures_says_which(tiny, rule):
+    project = Project.load(tiny.root, [WITHOUT, f"calibrate.accept={rule}"])
+    run = flow.train(project, flow.prepare(project))
+    with pytest.raises(ConfigError, match=r"evaluate\.business"):
+        flow.calibrate(project, flow.evaluate(project, run))
 
 
 def test_run_again_everything_is_skipped_and_nothing_is_rewritten(tiny):

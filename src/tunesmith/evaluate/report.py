@@ -11,6 +11,7 @@ whose keys are absent is left out. The JSON keeps ratios, seconds and bytes; onl
     acceptance                     see `acceptance.acceptance_on_test`; optional
     prediction_sets                see `conformal.sets_on_test`; optional
     business                       see `business.business_case`; optional
+    robustness                     see `robustness.robustness`; optional
     slices                         see `slices.slices`; optional
     calibration, reliability       see `compare.calibration_effect`; optional
     mistakes                       see `compare.worst_mistakes`; optional

@@ -76,6 +76,9 @@ class EvaluateSection(Section):
     """File of general text, passages separated by empty lines, relative to the project; the built-in passages when empty."""
     max_forgetting: float | None = Field(default=None, ge=0)
     """Budget: most nats a token by which the cross-entropy of general text may rise. A run that breaks it takes no alias (exit 4)."""
+    robustness_samples: int = Field(default=0, ge=0)
+    """Test records that the tuned model answers again with typos, noise of a scan, capitals, broken lines, an order inside the document, much text
+    before it, and cut short; 0 leaves it out."""
     slices: bool = True
     """Look for groups of test records on which the tuned model is worse than on the rest."""
     business: BusinessSection = BusinessSection()

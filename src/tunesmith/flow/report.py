@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.entities import DatasetVersion, Evaluation, Run, utc_now
 from tunesmith.errors import ConfigError
-from tunesmith.flow.scoring import base_probes_file, base_scores_file, in_order, is_written, judge_file, truth
+from tunesmith.flow.scoring import answers_in, base_probes_file, base_scores_file, disturbed_files, in_order, is_written, judge_file, truth
 from tunesmith.flow.training import PLAN_FILE, run_plan
 from tunesmith.project import Project
 
@@ -42,6 +42,7 @@ def make_report(project: Project, run: Run, dataset: DatasetVersion, evaluation:
         **compared,
         **calibration_effect(before, after, y, method=calibrator.to_dict()["method"], table=table, n_bins=n_bins, **common),
         **_accepted(project, dataset, folder, records, before, y, common),
+        **_disturbed(project, dataset, folder, common),
         **_forgotten(project, folder, section),
         "data": {"rows": dataset.rows, "dropped": dataset.dropped},
         "training": {
@@ -189,6 +190,27 @@ def _confidence(project: Project, probabilities: Any, y: Any) -> tuple[Any, Any]
 def _one_a_document(records: pl.DataFrame) -> Any:
     """Return the rows of the first record of each document: a promise is about independent draws."""
     return records.with_row_index("row").unique("document_id", keep="first", maintain_order=True)["row"].to_numpy()
+
+
+def _disturbed(project: Project, dataset: DatasetVersion, folder: Path, common: dict[str, Any]) -> dict[str, Any]:
+    from tunesmith.evaluate.robustness import robustness
+
+    files = disturbed_files(project, folder)
+    if not files:
+        return {}
+    clean_file = folder / "tuned-test.parquet"
+    judged, answers = judge_file(project, dataset, clean_file), answers_in(project, clean_file)
+    right = dict(zip(judged.ids, judged.right, strict=True))
+    disturbed: dict[str, tuple[list[str], Any]] = {}
+    sample: tuple[str, ...] = ()
+    for kind, file in files.items():
+        again, others = judge_file(project, dataset, file), answers_in(project, file)
+        sample = again.ids
+        disturbed[kind] = [others[identity] for identity in sample], again.right
+    clean = [answers[identity] for identity in sample], [right[identity] for identity in sample]
+    documents = in_order(project, dataset, sample)["document_id"].to_list()
+    resampling = {key: common[key] for key in ("level", "n_samples", "seed")}
+    return {"robustness": robustness(clean, disturbed, groups=documents if len(set(documents)) < len(documents) else None, **resampling)}
 
 
 def _forgotten(project: Project, folder: Path, section: EvaluateSection) -> dict[str, Any]:

@@ -59,10 +59,36 @@ def score_all(project: Project, run: Run, dataset: DatasetVersion, folder: Path)
         from tunesmith.evaluate.score_written import score_written
 
         score_written(records, task.type, task.json_schema, base=lambda: writer(project, None), tuned=lambda: writer(project, run), **common)
-        return
-    from tunesmith.evaluate.score_models import score_models
+    else:
+        from tunesmith.evaluate.score_models import score_models
 
-    score_models(records, task.names, base=lambda: engine(project, None), tuned=lambda: engine(project, run), **common)
+        score_models(records, task.names, base=lambda: engine(project, None), tuned=lambda: engine(project, run), **common)
+    _score_disturbed(project, run, records, folder)
+
+
+def disturbed_files(project: Project, folder: Path) -> dict[str, Path]:
+    """Return disturbance -> file of the tuned model's answers to disturbed texts; none where robustness is not measured."""
+    from tunesmith.evaluate.robustness import disturbances
+
+    task = project.config.task
+    kinds = disturbances(task.type, [label.written for label in task.labels]) if project.config.evaluate.robustness_samples else {}
+    return {kind: folder / f"tuned-disturbed-{kind}.parquet" for kind in kinds}
+
+
+def _score_disturbed(project: Project, run: Run, records: pl.DataFrame, folder: Path) -> None:
+    """Let the tuned model answer disturbed texts of the first test records by id, which is no order of theirs."""
+    from tunesmith.evaluate.robustness import disturb, disturbances
+
+    task, section = project.config.task, project.config.evaluate
+    missing = {kind: file for kind, file in disturbed_files(project, folder).items() if not file.exists()}
+    if not missing:
+        return
+    model = writer(project, run) if is_written(project) else engine(project, run)
+    sample = records.filter(pl.col("split") == "test").sort("id").head(section.robustness_samples)
+    how = disturbances(task.type, [label.written for label in task.labels])
+    for kind, file in missing.items():
+        texts = disturb(sample["text"].to_list(), how[kind], section.seed)
+        answer_file(project, model, sample.with_columns(text=pl.Series(texts)), file, f"tuned model, {kind.replace('_', ' ')}")
 
 
 def judge_file(project: Project, dataset: DatasetVersion, file: Path) -> Judged:
@@ -182,6 +208,19 @@ def _scores_folder(project: Project) -> Path:
     folder = project.state / "scores"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def answers_in(project: Project, file: Path) -> dict[str, str]:
+    """Return record id -> answer of a file of answers."""
+    if is_written(project):
+        from tunesmith.evaluate.score_written import WrittenScores
+
+        written = WrittenScores.load(file)
+        return dict(zip(written.ids, written.answers, strict=True))
+    from tunesmith.evaluate.predict_split import SplitScores
+
+    scores = SplitScores.load(file)
+    return {identity: scores.labels[at] for identity, at in zip(scores.ids, scores.logits.argmax(axis=1), strict=True)}
 
 
 def truth(project: Project, dataset: DatasetVersion, scores: SplitScores) -> Any:
