@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from simulation import simulated
 
 from tunesmith.errors import DataError
+from tunesmith.evaluate.business import BusinessCost
 from tunesmith.evaluate.calibration import softmax
 from tunesmith.evaluate.candidates import compare_candidates, holm
 
@@ -19,6 +20,17 @@ def seeds(skill, *numbers):
 
 
 BASE = seeds(0.2, 99)[0]
+
+
+def test_money_can_be_the_objective():
+    """Mistakes that cost nothing do not count: the candidate that is right where it is dear wins, though it is right less often."""
+    y = np.array([0] * 80 + [1] * 20)
+    dear, cheap = np.eye(2)[np.ones(100, dtype=int)], np.eye(2)[np.zeros(100, dtype=int)]
+    costs = BusinessCost(np.array([[0.0, 1.0], [50.0, 0.0]]))
+    common = {"metric": "business_cost", "measure": costs, "n_samples": 200}
+    found = compare_candidates({"right on the dear": [dear], "right on the many": [cheap]}, cheap, y, **common)
+    assert found["best"] == "right on the dear"
+    assert found["candidates"]["right on the dear"]["gain"]["difference"] == pytest.approx(0.2 * 50 - 0.8)
 
 
 def test_the_better_candidate_is_chosen_and_its_gain_is_clear():
@@ -90,3 +102,15 @@ def test_holm_of_a_known_family():
 def test_nothing_is_not_compared():
     with pytest.raises(DataError, match="needs a candidate"):
         compare_candidates({}, BASE, TRUTH, metric="accuracy")
+
+
+def test_candidates_that_are_equal_raise_an_alarm_no_more_often_than_the_level_says():
+    """A/A: five candidates of one skill, compared with the best of them; Holm holds the whole family to 5 %."""
+    alarms, replications = 0, 150
+    for trial in range(replications):
+        draw = np.random.default_rng(trial)
+        y = draw.integers(2, size=200)
+        equal = {str(number): [np.eye(2)[np.where(draw.random(200) < 0.8, y, 1 - y)] for _ in range(3)] for number in range(5)}
+        found = compare_candidates(equal, np.eye(2)[y], y, metric="accuracy", n_samples=200, seed=trial)
+        alarms += len(found["level_with_best"]) < 4
+    assert alarms / replications <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / replications)

@@ -24,10 +24,10 @@ from tunesmith.errors import DataError
 from tunesmith.evaluate.intervals import Bootstrap, Difference, Interval, two_sided
 from tunesmith.evaluate.metrics import FloatArray, Metric, accuracy, check, log_loss, macro_f1
 
-Objective = Literal["accuracy", "macro_f1", "log_loss"]
+Objective = Literal["accuracy", "macro_f1", "log_loss", "business_cost"]
 
 METRICS: dict[str, Metric] = {"accuracy": accuracy, "macro_f1": macro_f1, "log_loss": log_loss}
-LOWER_IS_BETTER = {"log_loss"}
+LOWER_IS_BETTER = {"log_loss", "business_cost"}
 
 
 def compare_candidates(
@@ -36,6 +36,7 @@ def compare_candidates(
     y: ArrayLike,
     *,
     metric: str,
+    measure: Metric | None = None,
     eligible: Sequence[str] | None = None,
     level: float = 0.95,
     n_samples: int = 2000,
@@ -47,7 +48,8 @@ def compare_candidates(
         candidates: Name -> probabilities of each seed, each of shape (n, n_labels).
         base: shape (n, n_labels). The untuned model's probabilities.
         y: shape (n,). Right label of each record, an index.
-        metric: What is compared: accuracy, macro_f1 or log_loss (lower is better).
+        metric: What is compared: accuracy, macro_f1, log_loss or business_cost (of both lower is better).
+        measure: How it is measured, where `METRICS` does not know: the costs of mistakes are the user's.
         eligible: Candidates that may be chosen; all when None.
         level: Level of the intervals, a ratio.
         n_samples: Resamples.
@@ -63,7 +65,7 @@ def compare_candidates(
     """
     if not candidates or not all(candidates.values()):
         raise DataError("A comparison needs a candidate, and a seed of each. Received: none.")
-    measure, sign = METRICS[metric], -1.0 if metric in LOWER_IS_BETTER else 1.0
+    measure, sign = measure or METRICS[metric], -1.0 if metric in LOWER_IS_BETTER else 1.0
     truth, untuned = check(y, base)
     bootstrap = Bootstrap(len(truth), n_samples=n_samples, level=level, seed=seed)
     draw = np.random.default_rng([seed, 1])

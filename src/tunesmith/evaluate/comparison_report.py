@@ -32,9 +32,10 @@ def write_comparison(folder: Path, report: Mapping[str, Any]) -> Path:
         .render(
             report=report,
             verdict=comparison_verdict(report),
+            unit=unit_of(report),
             costs=any(row["cost"] for row in report["candidates"].values()),
             # Our own drawing, in which matplotlib has escaped the names already.
-            picture=Markup(plots.candidates(report["candidates"], report["metric"])),  # noqa: S704
+            picture=Markup(plots.candidates(report["candidates"], unit_of(report))),  # noqa: S704
         )
     )
     write_text(folder / "comparison.html", page)
@@ -47,9 +48,20 @@ def comparison_verdict(report: Mapping[str, Any]) -> str:
         return "No candidate stays within the limits."
     gain, level_with = report["candidates"][report["best"]]["gain"], report["level_with_best"]
     figures = f"{_gain(gain['difference'], report['metric'])} [{_gain(gain['low'], report['metric'])}, {_gain(gain['high'], report['metric'])}]"
-    unit = "nats of log loss better" if report["metric"] == "log_loss" else f"points of {report['metric'].replace('_', ' ')}"
+    of_cost = {"log_loss": "nats of log loss better", "business_cost": f"{report.get('currency', '')} a document cheaper"}
+    unit = of_cost.get(report["metric"], f"points of {report['metric'].replace('_', ' ')}")
     beside = f" Level with it: {', '.join(level_with)}." if level_with else ""
     return f"Best on validation: {report['best']}, {figures} {unit} against the untuned model.{beside}"
+
+
+def in_points(metric: str) -> bool:
+    """Whether a metric is a ratio, whose differences are shown in percentage points."""
+    return metric not in ("log_loss", "business_cost")
+
+
+def unit_of(report: Mapping[str, Any]) -> str:
+    """Return the unit of a gain."""
+    return {"log_loss": "nats", "business_cost": f"{report.get('currency', '')} a document".strip()}.get(report["metric"], "points")
 
 
 def _environment() -> Any:
@@ -59,4 +71,4 @@ def _environment() -> Any:
 
 
 def _gain(difference: float, metric: str) -> str:
-    return f"{difference:+.3f}" if metric == "log_loss" else points(difference)
+    return points(difference) if in_points(metric) else f"{difference:+.3f}"

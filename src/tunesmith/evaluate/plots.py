@@ -176,14 +176,14 @@ def reliability(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str
         return _svg(figure)
 
 
-def candidates(rows: Mapping[str, Mapping[str, Any]], metric: str) -> str:
+def candidates(rows: Mapping[str, Mapping[str, Any]], unit: str) -> str:
     """Draw the gain of each candidate, with its interval, against its peak memory and its training time.
 
     Args:
         rows: Name -> `gain`, `peak_memory_bytes` and `seconds`, as in comparison.json.
-        metric: What the gain is measured in.
+        unit: Unit of the gain; of points the gain is a ratio.
     """
-    scale, unit = (1.0, "nats") if metric == "log_loss" else (100.0, "points")
+    scale = 100.0 if unit == "points" else 1.0
     with context(_STYLE):
         figure = Figure(figsize=(10.4, 3.6), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)

@@ -50,9 +50,12 @@ def compare(project: Project, dataset: DatasetVersion) -> Comparison:
         BackendError: no candidate could be trained.
     """
     with needs_extra("train"):
+        from tunesmith.evaluate.business import BusinessCost, cost_matrix
         from tunesmith.evaluate.candidates import compare_candidates
         from tunesmith.evaluate.comparison_report import write_comparison
     section, evaluated = project.config.compare, project.config.evaluate
+    # First, so that a cost which names no label is told before anything is trained.
+    measure = BusinessCost(cost_matrix(evaluated.business, project.config.task.names)) if section.objective == "business_cost" else None
     runs: dict[str, list[Run]] = {}
     refused: dict[str, str] = {}
     wanted = [(name, candidate.as_candidate(project.config.train, seed)) for name, candidate in section.candidates.items() for seed in section.seeds]
@@ -69,7 +72,8 @@ def compare(project: Project, dataset: DatasetVersion) -> Comparison:
         raise BackendError("A comparison needs a candidate that can be trained. " + " ".join(f"{name}: {why}" for name, why in refused.items()))
     with project.step("compare") as done:
         of_candidate = {name: [run.id for run in own] for name, own in runs.items()}
-        identity = content_id("cmp", dataset.id, of_candidate, refused, section.model_dump(mode="json"), STEP_VERSION)
+        costs = evaluated.business.model_dump(mode="json") if measure else None
+        identity = content_id("cmp", dataset.id, of_candidate, refused, section.model_dump(mode="json"), costs, STEP_VERSION)
         base = score_validation(project, dataset, None)
         y = truth(project, dataset, base)
         rows = {name: _row(project, own) for name, own in runs.items()}
@@ -79,6 +83,7 @@ def compare(project: Project, dataset: DatasetVersion) -> Comparison:
             _softmax(base.logits),
             y,
             metric=section.objective,
+            measure=measure,
             eligible=eligible,
             level=evaluated.confidence_level,
             n_samples=evaluated.bootstrap_samples,
@@ -88,6 +93,7 @@ def compare(project: Project, dataset: DatasetVersion) -> Comparison:
             hours = sum(row["seconds"]) / len(row["seconds"]) / 3600
             compared["candidates"][name] |= row | {"eligible": name in eligible, "cost": section.hourly_cost * hours or None}
         report = compared | {
+            "currency": evaluated.business.currency,
             "title": f"{project.config.project}: ways to train",
             "created_at": utc_now(),
             "confidence_level": evaluated.confidence_level,

@@ -203,8 +203,8 @@ class CompareSection(Section):
     """Name -> keys of the section `train` that this candidate sets; the others are as in `train`. The four strategies when empty."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     """Seeds that each candidate is trained with. Three or more, or the interval says nothing of their chance."""
-    objective: Literal["accuracy", "macro_f1", "log_loss"] = "macro_f1"
-    """What the best candidate is best at, on the validation split."""
+    objective: Literal["accuracy", "macro_f1", "log_loss", "business_cost"] = "macro_f1"
+    """What the best candidate is best at, on the validation split; `business_cost` is what its mistakes cost a document (`evaluate.business`)."""
     memory_limit_gb: float | None = Field(default=None, gt=0)
     """A candidate whose training took more memory, in GB (10^9 bytes), is not chosen."""
     hourly_cost: float = Field(default=0.0, ge=0)

@@ -32,13 +32,14 @@ def compare(project: ProjectOption = Path(), overrides: SetOption = None, as_jso
 
 
 def _table(report: dict[str, Any]) -> str:
-    unit = "nats" if report["metric"] == "log_loss" else "points"
-    scale = 1 if report["metric"] == "log_loss" else 100
-    header = f"  {'':<14}{f'gain, {unit}':>26}{'time':>16}{'memory':>10}{'forgetting':>26}{'stored':>10}{'cost':>8}"
+    from tunesmith.evaluate.comparison_report import in_points, unit_of
+
+    scale, digits = (100, 1) if in_points(report["metric"]) else (1, 3)
+    header = f"  {'':<14}{f'gain, {unit_of(report)}':>26}{'time':>16}{'memory':>10}{'forgetting':>26}{'stored':>10}{'cost':>8}"
     lines = [header]
     for name, row in report["candidates"].items():
         gain = row["gain"]
-        figures = f"{scale * gain['difference']:+.1f} [{scale * gain['low']:+.1f}, {scale * gain['high']:+.1f}]"
+        figures = f"{scale * gain['difference']:+.{digits}f} [{scale * gain['low']:+.{digits}f}, {scale * gain['high']:+.{digits}f}]"
         rise = row.get("forgetting", {}).get("cross_entropy", {}).get("difference")
         lost = f"{rise['difference']:+.3f} [{rise['low']:+.3f}, {rise['high']:+.3f}]" if rise else "-"
         seconds = sum(row["seconds"]) / len(row["seconds"])
