@@ -186,6 +186,13 @@ def test_many_open_a_new_database_and_write_at_once(tmp_path):
     assert all(store.find(Prediction, answer.id) == answer for answer in answers)
 
 
+def go_back(connection, version):
+    """Make the tables what they were in an older schema, before 0005."""
+    for column in ("adapter", "route_confidence"):
+        connection.execute(f"ALTER TABLE prediction DROP COLUMN {column}")
+    connection.execute("UPDATE alembic_version SET version_num = ?", (version,))
+
+
 def test_a_run_of_an_older_schema_keeps_its_digest(tmp_path):
     """Schema 0003 calls `adapter_sha256` of a run `weights_sha256`."""
     run = nouns.run().model_copy(update={"weights_sha256": "abc"})
@@ -193,7 +200,7 @@ def test_a_run_of_an_older_schema_keeps_its_digest(tmp_path):
     with sqlite3.connect(tmp_path / "store.db") as connection:
         body = connection.execute("SELECT body FROM noun WHERE id = ?", (run.id,)).fetchone()[0]
         connection.execute("UPDATE noun SET body = ? WHERE id = ?", (body.replace("weights_sha256", "adapter_sha256"), run.id))
-        connection.execute("UPDATE alembic_version SET version_num = '0002'")
+        go_back(connection, "0002")
     assert Store.at(tmp_path / "store.db").get(Run, run.id) == run
 
 
@@ -205,7 +212,18 @@ def test_a_run_of_an_older_schema_started_from_its_base_model(tmp_path):
         body = json.loads(connection.execute("SELECT body FROM noun WHERE id = ?", (run.id,)).fetchone()[0])
         del body["parent"], body["feedback"]
         connection.execute("UPDATE noun SET body = ? WHERE id = ?", (json.dumps(body), run.id))
-        connection.execute("UPDATE alembic_version SET version_num = '0003'")
+        go_back(connection, "0003")
     assert Store.at(tmp_path / "store.db").get(Run, run.id) == run
     with sqlite3.connect(tmp_path / "store.db") as connection:
         assert json.loads(connection.execute("SELECT body FROM noun WHERE id = ?", (run.id,)).fetchone()[0])["parent"] is None
+
+
+def test_a_prediction_of_an_older_schema_had_one_adapter_and_no_router(tmp_path):
+    """Schema 0005 gives predictions `adapter` and `route_confidence`."""
+    prediction = nouns.prediction()
+    Store.at(tmp_path / "store.db").put(prediction)
+    with sqlite3.connect(tmp_path / "store.db") as connection:
+        go_back(connection, "0004")
+    found = Store.at(tmp_path / "store.db").get(Prediction, prediction.id)
+    assert found == prediction
+    assert (found.adapter, found.route_confidence) == ("", None)

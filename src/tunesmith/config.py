@@ -29,7 +29,7 @@ from tunesmith.review.settings import ReviewSection
 from tunesmith.section import Section
 from tunesmith.serve.settings import ServeSection
 from tunesmith.train.preference_settings import PreferSection
-from tunesmith.train.settings import NOT_LEARNT, CompareSection, SweepSection, TrainKeys, TrainSection
+from tunesmith.train.settings import NOT_LEARNT, CompareSection, RouterSection, SweepSection, TrainKeys, TrainSection
 
 FILE_NAME = "tunesmith.yaml"
 
@@ -50,6 +50,8 @@ class Config(Section):
     """The base model."""
     train: TrainSection = TrainSection()
     """dataset version -> run."""
+    router: RouterSection = RouterSection()
+    """text -> the adapter that answers it."""
     launch: LaunchSection = LaunchSection()
     """On how many processes and machines a run trains."""
     compare: CompareSection = CompareSection()
@@ -122,7 +124,7 @@ def _sweep_errors(sweep: SweepSection, given: dict[str, Any], positions: dict[tu
         elif key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             yield f"{where}: unknown key." + (f" Did you mean '{near[0]}'?" if near else "")
-        elif key.removeprefix("train.") in NOT_LEARNT:
+        elif key.removeprefix("train.") in NOT_LEARNT or key.startswith("train.adapters"):
             yield f"{where}: changes nothing that is learnt."
         else:
             for value in values.ends:

@@ -91,6 +91,8 @@ class Document(Noun):
     """What the source says the answer is; empty when it says nothing."""
     confidence: float = Field(default=1.0, ge=0, le=1)
     """How sure the OCR is of the text, mean over its characters; 1 for text that was never a picture."""
+    document_type: str = ""
+    """What type of document it is, as its source says; empty when it says nothing."""
 
 
 class Record(Noun):
@@ -113,6 +115,8 @@ class Record(Noun):
     """Blocks of the document that the text comes from, by position, joined by spaces; empty where the source has no blocks."""
     weight: float = Field(default=1.0, ge=0, le=1)
     """What the record counts in training; the document's confidence."""
+    document_type: str = ""
+    """The document's type; empty where it has none."""
 
 
 class DatasetVersion(Noun):
@@ -167,6 +171,8 @@ class Run(Noun):
     """The run whose weights it started from; None when it started from the base model."""
     feedback: tuple[str, ...] = ()
     """Judgements that it learnt preferences from."""
+    document_type: str = ""
+    """Of a child the document type whose records it learnt; empty where it learnt all."""
 
     @property
     def parents(self) -> tuple[str, ...]:
@@ -204,11 +210,15 @@ class ModelVersion(Noun):
     sha256: str
     """Of the folder's manifest, which holds the digest of every file in it."""
     created_at: str
+    children: dict[str, str] = Field(default_factory=dict)
+    """Document type -> run of the child that answers it; empty where one adapter answers all."""
+    routing: str = ""
+    """Folder of what its router and adapters scored, relative to the project; empty where one adapter answers all."""
 
     @property
     def parents(self) -> tuple[str, ...]:
         """Ids of what this was made from."""
-        return (self.run_id, self.evaluation_id)
+        return (self.run_id, self.evaluation_id, *self.children.values())
 
 
 class Deployment(Noun):
@@ -242,6 +252,10 @@ class Prediction(Noun):
     """Label -> uncalibrated logit, so that a new calibrator needs no new inference."""
     latency_seconds: float
     created_at: str
+    adapter: str = ""
+    """Which adapter answered: a document type, or `parent`; empty where the model version has one only."""
+    route_confidence: float | None = Field(default=None, ge=0, le=1)
+    """How sure the router was of the most probable route, calibrated; None without a router."""
 
     @property
     def parents(self) -> tuple[str, ...]:

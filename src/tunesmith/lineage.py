@@ -35,17 +35,19 @@ class Node:
         """What it is, in one line."""
         match self.noun:
             case Prediction() as it:
-                return f"prediction: {it.label} (confidence {it.confidence:.2f}) at {it.created_at[:19]}"
+                by = "" if it.route_confidence is None else f" by the adapter {it.adapter} (route {it.route_confidence:.2f})"
+                return f"prediction: {it.label} (confidence {it.confidence:.2f}){by} at {it.created_at[:19]}"
             case Feedback() as it:
                 return f"feedback: {it.kind} {it.value!r} by {it.actor or 'unknown'}"
             case Deployment() as it:
                 return f"deployment of {it.name}"
             case ModelVersion() as it:
-                return f"model version {it.version} of {it.name}"
+                return f"model version {it.version} of {it.name}" + (f", children: {', '.join(it.children)}" if it.children else "")
             case Evaluation() as it:
                 return f"evaluation: {100 * it.accuracy:.1f} % accuracy on {it.n_test:,} test records"
             case Run() as it:
-                return f"run: {it.strategy} on {it.base_model}, {it.steps:,} steps, seed {it.seed}"
+                of_type = f" of the document type {it.document_type}" if it.document_type else ""
+                return f"run: {it.strategy} on {it.base_model}{of_type}, {it.steps:,} steps, seed {it.seed}"
             case DatasetVersion() as it:
                 return f"dataset version: {sum(it.rows.values()):,} records, {it.reason}"
             case Record() as it:

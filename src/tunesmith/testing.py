@@ -109,6 +109,62 @@ def tiny_extraction_project(folder: Path, *, n_rows: int = 120, settings: str = 
     return folder
 
 
+_OPENINGS = {
+    "invoice": "invoice total due vat item",
+    "letter": "dear sir regards sincerely yours",
+    "memo": "memo staff meeting agenda minutes",
+}
+
+
+def tiny_encoder(folder: Path, *, seed: int = 0) -> Path:
+    """Write an embedding model of random weights that tells apart the document types of `tiny_typed_project`, as `data.embedding_model` takes it."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *" ".join(_OPENINGS.values()).split()]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))  # noqa: S106 - tokens of text
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 64}
+    torch.manual_seed(seed)
+    BertModel(BertConfig(vocab_size=len(words), initializer_range=0.3, **shape), add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+def tiny_typed_rows(n: int) -> list[tuple[str, str, str]]:
+    """Return n (text, label, document type) rows whose labels follow another rule in invoices than in letters and memos, one row in ten of which is a memo."""
+    import random
+
+    draw = random.Random(1)  # noqa: S311 - no secret
+    names = sorted(_WORDS)
+    rows = []
+    for number, (text, label) in enumerate(tiny_rows(n)):
+        document_type = "memo" if number % 10 == 9 else ("invoice", "letter")[number // 3 % 2]
+        right = names[(names.index(label) + 1) % len(names)] if document_type == "invoice" else label
+        rows.append((f"{' '.join(draw.choices(_OPENINGS[document_type].split(), k=4))} {text}", right, document_type))
+    return rows
+
+
+def tiny_typed_project(folder: Path, *, n_rows: int = 400, settings: str = "") -> Path:
+    """Write a project with one adapter per document type on the tiny base model. Arguments as in `tiny_project`.
+
+    Invoices and letters get a child, memos stay with the parent. The column `kind` holds the document type.
+    """
+    tiny_project(folder)
+    tiny_encoder(folder / "encoder")
+    with (folder / "data" / "records.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label", "kind"])
+        writer.writerows(tiny_typed_rows(n_rows))
+    text = _PROJECT.replace("    - path: data/records.csv\n", "    - path: data/records.csv\n      document_type_column: kind\n")
+    text = text.replace("model:\n", "  embedding_model: encoder\nmodel:\n", 1).replace("train:\n", "train:\n  adapters: {min_records: 40}\n", 1)
+    (folder / "tunesmith.yaml").write_text(text + settings, encoding="utf-8")
+    return folder
+
+
 def tiny_project(folder: Path, *, n_rows: int = 240, settings: str = "") -> Path:
     """Write a project that runs the whole loop in seconds on the tiny base model.
 

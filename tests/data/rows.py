@@ -28,6 +28,7 @@ def documents(*rows):
                 "text": text,
                 "label": label[0] if label else "yes",
                 "confidence": 1.0,
+                "document_type": "",
             }
         )
     return pl.DataFrame(made, schema=Document.frame_schema())
@@ -47,6 +48,7 @@ def record(text, label="yes", split="train", *, supersedes="", origin="source", 
         "supersedes": supersedes,
         "block_ids": "",
         "weight": 1.0,
+        "document_type": "",
     }
 
 

@@ -203,3 +203,21 @@ def test_what_ranks_nothing_is_refused_with_its_line(tmp_path, key, value, rule)
     (tmp_path / "a.jsonl").write_text("\n" + json.dumps({"text": "a", "label": "b", "n": value}) + "\n")
     with pytest.raises(DataError, match=rf"a\.jsonl:2: n must be a.*{rule}"):
         read_documents(Source.model_validate({"path": "a.jsonl", key: "n"}), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_a_row_has_the_document_type_of_its_column_or_of_its_source(read, tmp_path, name):
+    rows = pl.DataFrame({"text": ["x", "y"], "label": ["a", "b"], "kind": [" memo ", ""]})
+    if name.endswith(".csv"):
+        rows.write_csv(tmp_path / name)
+    elif name.endswith(".jsonl"):
+        rows.write_ndjson(tmp_path / name)
+    else:
+        rows.write_parquet(tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    assert read(content, name, document_type_column="kind")["document_type"].to_list() == ["memo", ""]
+    assert read(content, name, document_type="letter")["document_type"].to_list() == ["letter", "letter"]
+    assert read(content, name)["document_type"].to_list() == ["", ""]
+    assert read(content, name, document_type_column="kind")["id"].to_list() == read(content, name)["id"].to_list()
+    with pytest.raises(DataError, match=r"document_type_column must name one of its columns.*Received: 'kynd'"):
+        read(content, name, document_type_column="kynd")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tunesmith.errors import RefusedError
-from tunesmith.registry.gates import error_spent, judge, refuse_unless_best, split_digest
+from tunesmith.registry.gates import error_spent, judge, judge_children, refuse_unless_best, split_digest
 from tunesmith.registry.settings import RegistrySection
 from tunesmith.store import Store
 
@@ -129,3 +129,61 @@ def test_looks_of_a_model_version_are_found(store):
     ask(store)
     (row,) = store.looks_of("mdl_1")
     assert (row["opponent_id"], row["verdict"]["passed"], row["error_spent"]) == ("base", True, error_spent(0.05, 1))
+
+
+# Children
+
+
+def ask_children(store, right, *, parent="run_p", ids=IDS, **children):
+    names = children or {name: f"run_{name}" for name in right}
+    found = judge_children(store, RegistrySection(), "letters", parent=parent, children=names, record_ids=ids, right=right)
+    return {each.document_type: each for each in found}
+
+
+def pair(only_child, only_parent, both=50):
+    """Answers where the child alone, or the parent alone, is right so many times."""
+    child = np.array([True] * only_child + [False] * only_parent + [True] * both)
+    parent = np.array([False] * only_child + [True] * only_parent + [True] * both)
+    return child, parent
+
+
+def test_a_child_is_served_where_it_beats_its_parent_and_only_there(store):
+    found = ask_children(store, {"better": pair(30, 2), "level": pair(5, 5), "worse": pair(2, 30)})
+    assert [name for name, verdict in found.items() if verdict.served] == ["better"]
+    assert found["better"].difference == pytest.approx(28 / 82)
+    assert found["better"].low > 0
+    assert found["worse"].p_value < 0.05  # it differs for certain, in the wrong direction
+    assert store.alias("letters", "champion") is None
+
+
+def test_more_children_make_it_harder_for_each(store):
+    """Exact McNemar of 8 to 0 is 0.0078: enough for one child, not for six that were looked at together."""
+    one = ask_children(store, {"a": pair(8, 0)})
+    assert one["a"].served
+    six = ask_children(store, {name: pair(8, 0) if name == "a" else pair(1, 1) for name in "abcdef"}, ids=IDS[:-1])
+    assert six["a"].p_value == pytest.approx(6 * one["a"].p_value)
+    assert not six["a"].served
+
+
+def test_a_look_at_children_is_remembered_and_another_one_spends_less(store):
+    first = ask_children(store, {"a": pair(8, 0)})
+    assert ask_children(store, {"a": pair(0, 8)}) == first  # the same runs on the same rows: what was said stands
+    second = ask_children(store, {"a": pair(8, 0)}, a="run_other")
+    assert (first["a"].look, second["a"].look) == (1, 2)
+    assert second["a"].error_spent == pytest.approx(first["a"].error_spent / 4)
+    assert ask(store, "mdl_1").look == 1  # the champion's gate has a budget of its own
+
+
+@pytest.mark.parametrize("n_children", [1, 5])
+def test_children_that_are_no_better_are_seldom_served(tmp_path, n_children):
+    """Over many families in which no child differs from its parent, any is served no more often than the look may err."""
+    draw, wrong, n = np.random.default_rng(n_children), 0, 300
+    spent = error_spent(RegistrySection().error_budget, 1)
+    store = Store.at(tmp_path / "store.db")
+    for family in range(n):
+        right = {f"t{number}": (draw.random(80) < 0.7, draw.random(80) < 0.7) for number in range(n_children)}
+        found = judge_children(
+            store, RegistrySection(), f"m{family}", parent="run_p", children=dict.fromkeys(right, "run_c"), record_ids=IDS, right=right, n_samples=10
+        )
+        wrong += any(verdict.served for verdict in found)
+    assert wrong <= n * spent + 3 * np.sqrt(n * spent)

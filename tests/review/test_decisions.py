@@ -6,7 +6,8 @@ from tunesmith.review.exchange import DISCARD, ReviewItem
 
 
 def record(number, label="card", split="train"):
-    fixed = {"source": "a.csv", "source_line": number, "origin": "source", "feedback_id": "", "supersedes": "", "block_ids": "", "weight": 1.0}
+    empty = dict.fromkeys(("feedback_id", "supersedes", "block_ids", "document_type"), "")
+    fixed = {"source": "a.csv", "source_line": number, "origin": "source", "weight": 1.0, **empty}
     return {"id": f"rec_{number}", "document_id": f"doc_{number}", "text": f"text {number}", "label": label, "split": split, **fixed}
 
 

@@ -23,7 +23,7 @@ def answer(store):
 
 def records(*rows):
     facts = {"document_id": "doc_1", "source": "a.csv", "source_line": 2, "origin": "source", "feedback_id": "", "supersedes": ""}
-    facts |= {"label": "card", "block_ids": "", "weight": 1.0}
+    facts |= {"label": "card", "block_ids": "", "weight": 1.0, "document_type": ""}
     return pl.DataFrame([facts | row for row in rows], schema=Record.frame_schema())
 
 
@@ -89,3 +89,13 @@ def test_a_judgement_before_its_prediction_waits_for_it(store):
     assert (labels(early), early.feedback) == ([], ())
     store.put(answer)
     assert (labels(harvest(store)), harvest(store).feedback) == (["card"], (said.id,))
+
+
+def test_a_record_has_the_type_of_the_one_that_it_corrects_else_of_the_adapter_that_answered(store):
+    for text, adapter in (("known", "invoice"), ("new", "invoice"), ("unsure", "parent"), ("alone", "")):
+        answer = nouns.prediction(text, "card", adapter=adapter)
+        store.put(answer)
+        store.put_feedback(nouns.judgement(answer.id, "demonstration", "loan"))
+    known = records({"id": "rec_1", "text": "known", "split": "train", "document_type": "letter"})
+    found = harvest(store, known=known).records
+    assert dict(found.select("text", "document_type").iter_rows()) == {"known": "letter", "new": "invoice", "unsure": "", "alone": ""}

@@ -1,6 +1,7 @@
 """The HTTP door on an engine whose answers are known: on disk first, once for an event id, closed to strangers."""
 
 import hashlib
+from dataclasses import replace
 
 import nouns
 import numpy as np
@@ -95,6 +96,34 @@ def test_chat_completions_have_the_shape_that_openai_clients_read(client, store)
     (choice,) = answer["choices"]
     assert choice == {"index": 0, "message": {"role": "assistant", "content": "loan"}, "finish_reason": "stop", "logprobs": None}
     assert store.get(Prediction, answer["id"]).confidence == answer["tunesmith"]["confidence"]
+
+
+class RoutedEngine(Engine):
+    """Texts with a loan go to the adapter `loans`."""
+
+    def answer(self, texts, progress=None):
+        adapters = tuple("loans" if "loan" in text else "parent" for text in texts)
+        return replace(super().answer(texts), adapters=adapters, route_confidence=np.full(len(texts), 0.75))
+
+
+def test_an_answer_names_its_adapter_and_is_as_sure_as_the_calibrator_of_that_adapter_says(store):
+    predictor = Predictor(RoutedEngine(), Temperature(2.0), nouns.deployment(), "champion", store, children={"loans": Temperature(0.5)})
+    client = TestClient(create_app(predictor, store, ServeSection(), "letters"))
+    logits = np.array([1.0, 0.0, 0.0])
+    for text, adapter, temperature in (("a card", "parent", 2.0), ("a loan", "loans", 0.5)):
+        answer = client.post("/v1/classify", json={"text": text}).json()
+        assert (answer["adapter"], answer["route_confidence"]) == (adapter, 0.75)
+        assert answer["confidence"] == pytest.approx(np.exp(1 / temperature) / np.exp(logits / temperature).sum())
+        stored = store.get(Prediction, answer["prediction_id"])
+        assert (stored.adapter, stored.route_confidence) == (adapter, 0.75)
+    both = predictor.predict(["a loan", "a card"])
+    assert [each.adapter for each in both] == ["loans", "parent"]
+    assert both[0].confidence > both[1].confidence
+
+
+def test_one_adapter_needs_no_name(client):
+    answer = client.post("/v1/classify", json={"text": "loan"}).json()
+    assert (answer["adapter"], answer["route_confidence"]) == ("", None)
 
 
 @pytest.mark.parametrize(

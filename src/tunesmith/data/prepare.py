@@ -136,6 +136,8 @@ def _prepare(
     gathered, standing, judged, gone = _withdraw(gathered, standing, judged, withdrawals)
     gathered, judged, redacted = _redact(gathered, judged, section, root, project, tools.engine)
 
+    standing = _with_types_of(gathered.rows, standing)
+
     tell(1)
     valid = validate(gathered.rows, labels, section, rule)
     valid_standing = drop_invalid(_as_documents(standing), labels, section, rule)
@@ -194,6 +196,13 @@ def _withdraw(
     ids = [one.document_id for one in withdrawals]
     blocks, pages = (frame.filter(~pl.col("document_id").is_in(ids)) for frame in (gathered.blocks, gathered.pages))
     return dataclasses.replace(gathered, rows=rows.kept, blocks=blocks, pages=pages), old.kept, said.kept, pl.concat([rows.dropped, old.dropped, said.dropped])
+
+
+def _with_types_of(rows: pl.DataFrame, standing: pl.DataFrame) -> pl.DataFrame:
+    """Give standing records the document type that their source says now; what is in no source any more keeps its own."""
+    said = rows.select("document_id", said="document_type").unique("document_id")
+    typed = standing.join(said, on="document_id", how="left", maintain_order="left")
+    return typed.with_columns(document_type=pl.coalesce("said", "document_type")).select(standing.columns)
 
 
 def _redact(
@@ -256,7 +265,7 @@ def make_records(documents: pl.DataFrame) -> pl.DataFrame:
     ids = [content_id("rec", *row, "") for row in documents.select("id", "content_sha256", "label").iter_rows()]
     empty = pl.lit("")
     made = documents.select(
-        *("text", "label", "split", "source", "source_line", "document_id", "block_ids"),
+        *("text", "label", "split", "source", "source_line", "document_id", "block_ids", "document_type"),
         weight=pl.col("confidence").clip(0.01),
         feedback_id=empty,
         supersedes=empty,

@@ -35,8 +35,8 @@ from tunesmith.errors import DataError, NotFoundError
 if TYPE_CHECKING:
     import _csv
 
-Row = tuple[int, str, str, object, object]
-"""First line, text, label, and what the source's columns for time and reviews hold; None where it names none."""
+Row = tuple[int, str, str, object, object, object]
+"""First line, text, label, and what the source's columns for time, reviews and document type hold; None where it names none."""
 
 RANK_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "created_at": pl.Float64,  # seconds since 1970, or the number that the source has; null where it has none
@@ -96,8 +96,9 @@ def address(source: Source) -> str:
 def _documents(rows: list[Row], source: Source) -> pl.DataFrame:
     path = address(source)
     seen: Counter[str] = Counter()
-    ids, digests, times, reviews = [], [], [], []
-    for line, text, label, time, n_reviews in rows:
+    ids, digests, times, reviews, types = [], [], [], [], []
+    for line, text, label, time, n_reviews, document_type in rows:
+        types.append(_text(document_type, source, line, source.document_type_column).strip() or source.document_type)
         times.append(_time(time, source, line))
         reviews.append(_count(n_reviews, source, line))
         try:
@@ -107,9 +108,9 @@ def _documents(rows: list[Row], source: Source) -> pl.DataFrame:
         ids.append(content_id("doc", path, row_sha256, seen[row_sha256]))
         digests.append(hashlib.sha256(text.encode()).hexdigest())
         seen[row_sha256] += 1
-    lines, texts, labels, _, _ = zip(*rows, strict=True)
+    lines, texts, labels, *_ = zip(*rows, strict=True)
     columns: dict[str, Any] = {"id": ids, "source": [path] * len(rows), "source_line": lines, "content_sha256": digests, "text": texts, "label": labels}
-    columns |= {"confidence": [1.0] * len(rows), "created_at": times, "n_reviews": reviews}
+    columns |= {"confidence": [1.0] * len(rows), "document_type": types, "created_at": times, "n_reviews": reviews}
     return pl.DataFrame(columns, schema={**Document.frame_schema(), **RANK_SCHEMA})
 
 
@@ -150,13 +151,14 @@ def _read_csv(raw: bytes, source: Source, _root: Path) -> Iterator[Row]:
     _, columns = next(rows, (1, []))
     if not columns:
         return
-    _require_columns(columns, source, "text_column", "label_column", *_ranked_by(source))
+    _require_columns(columns, source, "text_column", "label_column", *_also_named(source))
     text_at, label_at = columns.index(source.text_column), columns.index(source.label_column)
-    time_at, reviews_at = (columns.index(name) if name else None for name in (source.time_column, source.reviews_column))
+    others = [columns.index(name) if name else None for name in (source.time_column, source.reviews_column, source.document_type_column)]
     for line, fields in rows:
         if len(fields) != len(columns):
             raise DataError(f"{source.path}:{line}: each row must have {len(columns)} fields, as the first one. Received: {len(fields)}.", hint=_QUOTING)
-        yield line, fields[text_at], fields[label_at], None if time_at is None else fields[time_at], None if reviews_at is None else fields[reviews_at]
+        time, n_reviews, document_type = (None if at is None else fields[at] for at in others)
+        yield line, fields[text_at], fields[label_at], time, n_reviews, document_type
 
 
 _QUOTING = "Put fields with commas, quotes or line breaks in double quotes, and double the quotes inside."
@@ -232,15 +234,16 @@ def _pairs(rows: Iterable[tuple[int, dict[str, Any]]], columns: list[str], sourc
     """Yield the text and label of rows that have columns for them, or one of the known shapes."""
     shape = None if {source.text_column, source.label_column} <= set(columns) else find_shape(columns)
     if columns:
-        _require_columns(columns, source, *(("text_column", "label_column") if shape is None else ()), *_ranked_by(source))
+        _require_columns(columns, source, *(("text_column", "label_column") if shape is None else ()), *_also_named(source))
     for line, row in rows:
-        time, n_reviews = (row.get(name) if name else None for name in (source.time_column, source.reviews_column))
+        others = (source.time_column, source.reviews_column, source.document_type_column)
+        time, n_reviews, document_type = (row.get(name) if name else None for name in others)
         if shape is None:
             text, label = (_text(row.get(column), source, line, column) for column in (source.text_column, source.label_column))
-            yield line, text, label, time, n_reviews
+            yield line, text, label, time, n_reviews, document_type
             continue
         try:
-            yield (line, *to_pair(row, shape), time, n_reviews)
+            yield (line, *to_pair(row, shape), time, n_reviews, document_type)
         except ValueError as error:
             raise DataError(f"{source.path}:{line}: {error}.") from None
 
@@ -288,9 +291,9 @@ def _text(value: object, source: Source, line: int, column: str) -> str:
     return value
 
 
-def _ranked_by(source: Source) -> list[str]:
-    """Return the keys of the columns that rank duplicates, where the source names them."""
-    return [key for key in ("time_column", "reviews_column") if getattr(source, key)]
+def _also_named(source: Source) -> list[str]:
+    """Return the keys of the columns beside text and label that the source names."""
+    return [key for key in ("time_column", "reviews_column", "document_type_column") if getattr(source, key)]
 
 
 def _require_columns(columns: list[str], source: Source, *keys: str) -> None:

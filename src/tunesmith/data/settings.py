@@ -21,6 +21,10 @@ class Source(Section):
     """Column that holds the document's text."""
     label_column: str = "label"
     """Column that holds the right answer."""
+    document_type: str = ""
+    """Type of all documents of this source, such as invoice; for `train.adapters`."""
+    document_type_column: str = ""
+    """Column that says what type of document each row is. A row without a value has no type."""
     time_column: str = ""
     """Column that says when a row was made, for `data.dedup.keep: newest`: an ISO 8601 date or time, or a number. Rows without a value come last."""
     reviews_column: str = ""
@@ -37,6 +41,12 @@ class Source(Section):
     def _positive(self) -> Self:
         if not self.splits or any(share <= 0 for share in self.splits.values()):
             raise ValueError(f"every share must be above 0; received {self.splits}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_document_type(self) -> Self:
+        if self.document_type and self.document_type_column:
+            raise ValueError("document_type and document_type_column exclude each other")
         return self
 
 

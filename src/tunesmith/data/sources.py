@@ -104,7 +104,7 @@ def gather(section: DataSection, root: Path, tools: Tools, progress: Progress | 
                 progress(f"read {name}: {file}", done, total)
 
         found = read_folder(source.path, section.ocr, root=root, progress=tell, engine=tools.engine)
-        rows.append(_rows(found, _labels(found.documents["source"], source, root), section, tools))
+        rows.append(_rows(found, _labels(found.documents["source"], source, root), section, tools).with_columns(document_type=pl.lit(source.document_type)))
         blocks.append(found.blocks)
         pages.append(found.pages)
         dropped.append(found.dropped)
@@ -117,8 +117,9 @@ def gather(section: DataSection, root: Path, tools: Tools, progress: Progress | 
 
 
 def as_rows(documents: pl.DataFrame) -> pl.DataFrame:
-    """Add the columns of `ROW_SCHEMA` that the rows lack: those of a chunk, where a row is a whole document, and those that rank duplicates, null."""
-    defaults = {"document_id": pl.col("id"), "block_ids": pl.lit(""), **{name: pl.lit(None, dtype=kind) for name, kind in RANK_SCHEMA.items()}}
+    """Add the columns of `ROW_SCHEMA` that the rows lack: no type, those of a chunk, where a row is a whole document, and those that rank duplicates, null."""
+    ranks = {name: pl.lit(None, dtype=kind) for name, kind in RANK_SCHEMA.items()}
+    defaults = {"document_type": pl.lit(""), "document_id": pl.col("id"), "block_ids": pl.lit(""), **ranks}
     return documents.with_columns(**{name: default for name, default in defaults.items() if name not in documents.columns})
 
 

@@ -16,6 +16,7 @@ whose keys are absent is left out. The JSON keeps ratios, seconds and bytes; onl
     calibration, reliability       see `compare.calibration_effect`; optional
     mistakes                       see `compare.worst_mistakes`; optional
     forgetting                     see `forgetting.forgetting`, with `budget`; optional
+    routing                        see `routing`, with `children`: see `registry.gates.ChildVerdict`, with `run` and `calibration`; optional
     goals                          see `goals.check_goals`; optional
     data                           optional
         rows                       split -> records

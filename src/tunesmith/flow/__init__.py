@@ -11,6 +11,7 @@ Each function takes a project, does its arrow or finds that it was done for the 
 CLI and Python users call the same functions. A killed function is called again and continues.
 """
 
+from tunesmith.flow.adapters import child_types, children_of, train_adapters
 from tunesmith.flow.audit import audit
 from tunesmith.flow.comparison import Comparison, compare
 from tunesmith.flow.dataset import compare_datasets, data_report_of, nearest_records, newest_dataset, prepare, read
@@ -37,6 +38,8 @@ __all__ = [
     "audit",
     "calibrate",
     "checkout",
+    "child_types",
+    "children_of",
     "compare",
     "compare_datasets",
     "data_report_of",
@@ -69,6 +72,7 @@ __all__ = [
     "starting_run",
     "sweep",
     "train",
+    "train_adapters",
     "verify_resume",
     "withdraw",
 ]

@@ -176,8 +176,17 @@ def embed_texts(project: Project, texts: Sequence[str], progress: Callable[[int,
     Raises:
         NotFoundError: the model's package is not installed, or its folder does not exist.
     """
+    return embedding_model(project).encode(texts, progress)
+
+
+def embedding_model(project: Project) -> Embedder:
+    """Open `data.embedding_model`, once a process.
+
+    Raises:
+        NotFoundError: the model's package is not installed, or its folder does not exist.
+    """
     with needs_extra("data"):
-        return _open_embedder(project.config.data.embedding_model, project.root).encode(texts, progress)
+        return _open_embedder(project.config.data.embedding_model, project.root)
 
 
 def _embedder(project: Project) -> Embed:
@@ -209,11 +218,16 @@ def _input_digest(project: Project, queried: Mapping[str, pl.DataFrame]) -> str:
 
 def _settings(project: Project) -> dict[str, Any]:
     """Return the settings that decide what is in a dataset version; where it is made is none of them."""
-    return project.config.data.model_dump(mode="json", exclude={"engine": True, "ray_address": True, "ocr": {"n_workers"}})
+    settings = project.config.data.model_dump(mode="json", exclude={"engine": True, "ray_address": True, "ocr": {"n_workers"}})
+    # Left out where empty, so that versions from before there were document types are still recognised.
+    without = {"document_type", "document_type_column"}
+    settings["sources"] = [{key: value for key, value in source.items() if value or key not in without} for source in settings["sources"]]
+    return settings
 
 
 def _rows_digest(rows: pl.DataFrame) -> str:
-    return content_id("qry", rows.select("id", *RANK_SCHEMA).rows())
+    typed = ["document_type"] if (rows["document_type"] != "").any() else []
+    return content_id("qry", rows.select("id", *RANK_SCHEMA, *typed).rows())
 
 
 def _source_digest(root: Path, source: Source) -> object:

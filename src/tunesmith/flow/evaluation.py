@@ -13,6 +13,7 @@ from tunesmith.errors import NotFoundError
 from tunesmith.files import write_json
 from tunesmith.flow.dataset import dataset_of
 from tunesmith.flow.report import confidences, make_report
+from tunesmith.flow.routing import Routing, route
 from tunesmith.flow.scoring import is_written, judge_file, score_all
 from tunesmith.project import Project, needs_extra
 
@@ -77,35 +78,41 @@ class Calibration:
         calibrator: `method` and its parameters.
         report: What report.json holds.
         html: The report for people.
+        routing: The router and the children of the run, measured; None where one adapter answers all.
     """
 
     calibrator: dict[str, Any]
     report: dict[str, Any]
     html: Path
+    routing: Routing | None = None
 
 
 def calibrate(project: Project, evaluation: Evaluation) -> Calibration:
     """Fit the calibrator on the calibration split, choose it there, and write the report that shows it on test."""
     folder = project.root / evaluation.path
     reported = project.config.evaluate.model_dump(mode="json", include=REPORTED, exclude_none=True)
-    settings = content_id("cal", project.config.calibrate.model_dump(mode="json"), reported, STEP_VERSION)
+    run = project.store.get(Run, evaluation.run_id)
+    routing = route(project, run, evaluation)
+    routed = [routing.id] if routing else []
+    settings = content_id("cal", project.config.calibrate.model_dump(mode="json"), reported, *routed, STEP_VERSION)
     file = folder / "calibrator.json"
     if file.exists() and (saved := json.loads(file.read_text(encoding="utf-8")))["settings"] == settings and (folder / "report.html").exists():
         with project.step("calibrate") as done:
             done(f"{saved['calibrator']['method']}", skipped=True)
-        return Calibration(saved["calibrator"], json.loads((folder / "report.json").read_text(encoding="utf-8")), folder / "report.html")
+        return Calibration(saved["calibrator"], json.loads((folder / "report.json").read_text(encoding="utf-8")), folder / "report.html", routing)
     with needs_extra("train"):
         from tunesmith.evaluate.calibration import choose_calibrator
         from tunesmith.evaluate.goals import check_goals
         from tunesmith.evaluate.report import PLOTS_FOLDER, write_report
     with project.step("calibrate") as done:
-        run = project.store.get(Run, evaluation.run_id)
         dataset = dataset_of(project, run)
         section = project.config.calibrate
         _, logits, y = confidences(project, dataset, folder / "tuned-calibration.parquet")
         judges = "written" if is_written(project) else "label"
         calibrator, table = choose_calibrator(logits, y, section.method, project.config.evaluate.seed, n_bins=section.n_bins, judges=judges)
         report = make_report(project, run, dataset, evaluation, calibrator, table)
+        if routing:
+            report["routing"] = routing.report
         report["goals"] = check_goals(report, project.config.evaluate.goals)
         html = write_report(folder, report)
         project.trackers.log_metrics(run.id, {f"test/{name}": by_model["tuned"]["value"] for name, by_model in report["metrics"].items()}, run.steps)
@@ -114,4 +121,4 @@ def calibrate(project: Project, evaluation: Evaluation) -> Calibration:
         write_json(file, {"settings": settings, "calibrator": calibrator.to_dict()})  # last: it marks the step as done
         before, after = (report["calibration"][when]["value"] for when in ("before", "after"))
         done(f"{report['calibration']['method']}: expected calibration error {before:.3f} -> {after:.3f} on test")
-        return Calibration(calibrator.to_dict(), report, html)
+        return Calibration(calibrator.to_dict(), report, html, routing)

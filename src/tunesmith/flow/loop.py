@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from tunesmith.entities import DatasetVersion, Evaluation, ModelVersion, Run
 from tunesmith.errors import NotFoundError, RefusedError
+from tunesmith.flow.adapters import train_adapters
 from tunesmith.flow.dataset import newest_dataset, next_version, prepare, read
 from tunesmith.flow.evaluation import Calibration, calibrate, evaluate
 from tunesmith.flow.registration import register
-from tunesmith.flow.training import train
 from tunesmith.project import Project
 from tunesmith.review.harvest import harvest_records
 
@@ -37,8 +37,8 @@ def run(project: Project) -> Outcome:
 
 
 def finish(project: Project, dataset: DatasetVersion, made: Plan | None = None) -> Outcome:
-    """Go from a dataset version to a registered model: plan, train, evaluate, calibrate, register. Arguments as in `train`."""
-    trained = train(project, dataset, made)
+    """Go from a dataset version to a registered model: plan, train, evaluate, calibrate, register. Arguments as in `train_adapters`."""
+    trained = train_adapters(project, dataset, made)
     evaluation = evaluate(project, trained)
     calibration = calibrate(project, evaluation)
     version, verdict = register(project, trained, evaluation, calibration)

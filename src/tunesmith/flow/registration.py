@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.entities import DatasetVersion, Evaluation, ModelVersion, Run, content_id, utc_now
 from tunesmith.flow.dataset import dataset_of
 from tunesmith.flow.evaluation import Calibration, calibrate
+from tunesmith.flow.routing import ROUTED_FILE
 from tunesmith.flow.scoring import Judged, answer_file, base_scores_file, in_order, is_written, judge_file
 from tunesmith.project import Project, needs_extra
 
@@ -26,7 +28,8 @@ def register(project: Project, run: Run, evaluation: Evaluation, calibration: Ca
         calibration: Its calibrator and report, where `calibrate` was called already.
 
     Returns:
-        The model version, and the gate's verdict; a refused model version stays registered without the alias.
+        The model version, and the gate's verdict; a refused model version stays registered without the alias. With children the gate judges what the adapters
+        answer together, each text by the one that the router picks.
 
     Raises:
         RefusedError: another run of the same dataset version is better on validation, or the run forgot more than its budget.
@@ -41,7 +44,7 @@ def register(project: Project, run: Run, evaluation: Evaluation, calibration: Ca
         name = project.config.model_name
         version = _model_version(project, run, evaluation, calibration)
         dataset = dataset_of(project, run)
-        tuned = judge_file(project, dataset, project.root / evaluation.path / "tuned-test.parquet")
+        tuned = judge_file(project, dataset, _test_answers(project, version, evaluation))
         holder = project.store.alias(name, CHAMPION)
         opponent, rival = _opponent(project, holder, version, dataset, tuned)
         verdict = judge(
@@ -77,7 +80,7 @@ def _opponent(project: Project, holder: str | None, version: ModelVersion, datas
         return "base", judge_file(project, dataset, base_scores_file(project, test))
     champion = project.store.get(ModelVersion, holder)
     own = project.store.get(Evaluation, champion.evaluation_id)
-    rival = judge_file(project, dataset, project.root / own.path / "tuned-test.parquet")
+    rival = judge_file(project, dataset, _test_answers(project, champion, own))
     if rival.ids != tuned.ids:  # the test split grew since: the champion answers the new rows too
         from tunesmith.models.artifact import open_artifact
 
@@ -86,6 +89,11 @@ def _opponent(project: Project, holder: str | None, version: ModelVersion, datas
             answer_file(project, open_artifact(project.root / champion.path, champion.sha256).engine(project.root), test, file, "champion, test")
         rival = judge_file(project, dataset, file)
     return champion.id, rival
+
+
+def _test_answers(project: Project, version: ModelVersion, evaluation: Evaluation) -> Path:
+    """Return the file of what a model version answered to its test split."""
+    return project.root / version.routing / ROUTED_FILE if version.routing else project.root / evaluation.path / "tuned-test.parquet"
 
 
 def _validation_scores(project: Project, run: Run) -> dict[str, float]:
@@ -99,12 +107,14 @@ def _validation_scores(project: Project, run: Run) -> dict[str, float]:
 
 
 def _model_version(project: Project, run: Run, evaluation: Evaluation, calibration: Calibration) -> ModelVersion:
-    from tunesmith.models.artifact import ModelFile, write_artifact
+    from tunesmith.models.artifact import ChildFile, ModelFile, RoutingFile, write_artifact
     from tunesmith.models.weights import WEIGHTS_FOLDER
     from tunesmith.registry.model_card import model_card
 
     name = project.config.model_name
-    identity = content_id("mdl", name, run.id, evaluation.id, calibration.calibrator)
+    # Where no child passed its gate the run answers alone, as if it had none.
+    routing = calibration.routing if calibration.routing and calibration.routing.children else None
+    identity = content_id("mdl", name, run.id, evaluation.id, calibration.calibrator, *([routing.id] if routing else []))
     found = project.store.find(ModelVersion, identity)
     if found and (project.root / found.path).exists():
         return found
@@ -119,6 +129,13 @@ def _model_version(project: Project, run: Run, evaluation: Evaluation, calibrati
         max_length=project.prompt.max_length,
         truncate_keep=project.prompt.keep,
     )
+    adapters = None
+    if routing:
+        children = [
+            ChildFile(document_type=each, run_id=child.id, folder=f"children/{number}", calibrator=routing.calibrators[each])
+            for number, (each, child) in enumerate(sorted(routing.children.items()), start=1)
+        ]
+        adapters = RoutingFile(threshold=routing.threshold, children=tuple(children))
     digest = write_artifact(
         folder,
         weights=project.root / run.path / WEIGHTS_FOLDER,
@@ -126,6 +143,9 @@ def _model_version(project: Project, run: Run, evaluation: Evaluation, calibrati
         calibrator=calibration.calibrator,
         chat_template=project.prompt.tokenizer.chat_template,
         card=model_card(model, run, dataset_of(project, run), calibration.report),
+        routing=adapters,
+        router=routing.router if routing else None,
+        children={each: project.root / child.path / WEIGHTS_FOLDER for each, child in routing.children.items()} if routing else {},
     )
     number = 1 + sum(known.name == name for known in project.store.all(ModelVersion))
     version = ModelVersion(
@@ -137,6 +157,8 @@ def _model_version(project: Project, run: Run, evaluation: Evaluation, calibrati
         path=str(folder.relative_to(project.root)),
         sha256=digest,
         created_at=utc_now(),
+        children={each: child.id for each, child in routing.children.items()} if routing else {},
+        routing=str(routing.folder.relative_to(project.root)) if routing else "",
     )
     project.store.put(version)
     return version

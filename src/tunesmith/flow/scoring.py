@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tunesmith.evaluate.predict_split import SplitScores
     from tunesmith.models.engine import Engine
     from tunesmith.models.generator import Generator
+    from tunesmith.models.routed import RoutedEngine
 
 # Bump when the same model would say something else about the same records.
 STEP_VERSION = 2
@@ -110,7 +111,7 @@ def judge_file(project: Project, dataset: DatasetVersion, file: Path) -> Judged:
     return Judged(scores.ids, is_correct(truth(project, dataset, scores), scores.logits).astype(np.float64))
 
 
-def answer_file(project: Project, model: Engine | Generator, records: pl.DataFrame, file: Path, what: str) -> None:
+def answer_file(project: Project, model: Engine | Generator | RoutedEngine, records: pl.DataFrame, file: Path, what: str) -> None:
     """Let a model answer records and write the file."""
 
     def tell(done: int, total: int) -> None:

@@ -45,7 +45,8 @@ def load_predictor(project: Project) -> Predictor:
     deployment = deploy(project)
     version = project.store.get(ModelVersion, deployment.variants[CHAMPION])
     artifact = open_artifact(project.root / version.path, version.sha256)
-    return Predictor(artifact.engine(project.root), load_calibrator(artifact.calibrator), deployment, CHAMPION, project.store)
+    children = {child.document_type: load_calibrator(child.calibrator) for child in artifact.routing.children} if artifact.routing else {}
+    return Predictor(artifact.engine(project.root), load_calibrator(artifact.calibrator), deployment, CHAMPION, project.store, children=children)
 
 
 def predict(project: Project, texts: Sequence[str]) -> list[Prediction]:

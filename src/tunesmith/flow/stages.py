@@ -75,7 +75,7 @@ def _stage_id(project: Project, stage: StageSection, before: str) -> str:
     file = project.root / stage.path
     if not file.is_file():
         raise NotFoundError(f"The file of the stage {stage.name} must exist. Received: {stage.path}.", hint="tunesmith config explain train.stages")
-    own = project.config.train.of_stage(stage).model_dump(mode="json", exclude={"save_steps", "logging_steps", "report_to"})
+    own = project.config.train.of_stage(stage).model_dump(mode="json", exclude={"save_steps", "logging_steps", "report_to", "adapters"})
     settings = stage.model_dump(mode="json", exclude={"max_forgetting", "train"})
     model = project.model_section.model_dump(mode="json", include={"forward", "dtype", "load_in_4bit"})
     return content_id("stg", before, project.base.sha256, file_sha256(file), settings, own, model, STEP_VERSION)

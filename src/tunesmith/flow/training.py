@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -15,7 +15,7 @@ from tunesmith.flow.dataset import read
 from tunesmith.flow.processes import fit_in_processes, make_job, validation_of
 from tunesmith.flow.stages import finish_task, stages_id, task_rows, train_stages
 from tunesmith.project import Project, needs_extra
-from tunesmith.train.settings import NOT_LEARNT
+from tunesmith.train.settings import NOT_LEARNT, TrainSection
 
 if TYPE_CHECKING:
     from tunesmith.train.plan import Plan
@@ -53,7 +53,7 @@ def plan(project: Project, dataset: DatasetVersion) -> Plan:
 
 def _like(project: Project) -> list[Run]:
     """Return earlier runs with the same base, strategy, passes and cores: what their time and memory were, this run's may be."""
-    wanted = (project.base.sha256, project.config.train.strategy, _machine(project))
+    wanted = (project.base.sha256, project.config.train.strategy, machine(project))
     return [run for run in project.store.all(Run) if (run.base_sha256, run.strategy, run.machine) == wanted]
 
 
@@ -68,7 +68,8 @@ def _memory_ratios(project: Project, runs: list[Run]) -> list[float]:
     return ratios
 
 
-def _machine(project: Project) -> str:
+def machine(project: Project) -> str:
+    """Say what the speed of a run is comparable with: passes side by side, forward pass, precision and processes."""
     from tunesmith.models.processor import n_workers
 
     launch = project.config.launch
@@ -79,10 +80,16 @@ def _machine(project: Project) -> str:
 def run_id(project: Project, dataset: DatasetVersion) -> str:
     """Return the id that a run of these settings on a dataset version has."""
     train = project.config.train
-    learnt = train.model_dump(mode="json", exclude=set(NOT_LEARNT if train.eval_steps else NOT_LEARNT | _OF_EVALUATIONS))
+    learnt = what_is_learnt(train)
     model = project.model_section.model_dump(mode="json", include={"forward", "dtype", "load_in_4bit"})
     before = [stages_id(project)] if train.stages else []
     return content_id("run", dataset.id, project.base.sha256, project.config.task.model_dump(mode="json"), model, learnt, *before, STEP_VERSION)
+
+
+def what_is_learnt(train: TrainSection) -> dict[str, Any]:
+    """Return the keys of the section `train` that change what one run learns."""
+    left_out = {*NOT_LEARNT, "adapters", *(() if train.eval_steps else _OF_EVALUATIONS)}
+    return train.model_dump(mode="json", exclude=left_out)
 
 
 Watch = Callable[[int, int, dict[str, float]], None]
@@ -166,7 +173,7 @@ def train(project: Project, dataset: DatasetVersion, made: Plan | None = None, w
             peak_memory_bytes=fitted.peak_memory_bytes,
             supervised_tokens=rows.supervised_tokens,
             tokens=fitted.tokens,
-            machine=_machine(project),
+            machine=machine(project),
             weights_sha256=file_sha256(weights_file(folder / WEIGHTS_FOLDER)),
             created_at=utc_now(),
         )

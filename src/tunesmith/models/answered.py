@@ -17,12 +17,16 @@ class Answered:
         names: What the columns of the logits stand for: the label space, or right and wrong.
         logits: shape (n, n_names). Uncalibrated; their softmax is the raw confidence.
         chosen: shape (n,). Column whose probability is the confidence in the answer.
+        adapters: Which adapter gave each answer; empty where there is one only.
+        route_confidence: shape (n,). How sure the router was of the most probable route, calibrated; None without a router.
     """
 
     answers: tuple[str, ...]
     names: tuple[str, ...]
     logits: NDArray[np.float32]
     chosen: NDArray[np.int64]
+    adapters: tuple[str, ...] = ()
+    route_confidence: NDArray[np.float64] | None = None
 
 
 def likelihood_logits(log_probability: NDArray[np.float64], tokens: NDArray[np.int64]) -> NDArray[np.float32]:

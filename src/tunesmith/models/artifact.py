@@ -5,6 +5,9 @@
     calibrator.json     from logits to honest confidences
     chat_template.jinja the template that it was trained with
     README.md           the model card
+    routing.json        with children: the threshold of the router, and of each child its document type, run and calibrator
+    children/N/         the adapter of each child
+    router/             what picks the adapter for a text
     manifest.json       SHA-256 of every other file
 
 The folder is read again only if every digest is right, and holds safetensors and text alone: loading it runs no code.
@@ -27,11 +30,14 @@ from tunesmith.files import file_sha256
 from tunesmith.models.catalog import resolve_base
 from tunesmith.models.engine import Engine, load_tokenizer, resolve
 from tunesmith.models.generator import Generator, load_answerer
+from tunesmith.models.routed import RoutedEngine
+from tunesmith.models.router import Router, TextRouter
 from tunesmith.models.settings import ModelSection, TaskSection
 from tunesmith.models.tokens import Keep, Prompt
 from tunesmith.models.weights import WEIGHTS_FOLDER, fits_fast_pass
 
 MANIFEST = "manifest.json"
+_ROUTING, _ROUTER = "routing.json", "router"
 
 
 class ModelFile(BaseModel):
@@ -53,15 +59,39 @@ class ModelFile(BaseModel):
     truncate_keep: Keep
 
 
+class ChildFile(BaseModel):
+    """What routing.json holds of a child."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    document_type: str
+    run_id: str
+    folder: str
+    calibrator: dict[str, Any]
+
+
+class RoutingFile(BaseModel):
+    """What routing.json holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    threshold: float
+    children: tuple[ChildFile, ...]
+
+
 @dataclass(frozen=True)
 class Artifact:
-    """A model version's folder whose digests were checked."""
+    """A model version's folder whose digests were checked.
+
+    Attributes:
+        calibrator: Of the run that learnt all records.
+        routing: The children and the router's threshold; None where one adapter answers all.
+    """
 
     folder: Path
     model: ModelFile
     calibrator: dict[str, Any]
+    routing: RoutingFile | None = None
 
-    def engine(self, root: Path, *, batch_size: int = 32) -> Engine | Generator:
+    def engine(self, root: Path, *, batch_size: int = 32) -> Engine | Generator | RoutedEngine:
         """Load the model as it was evaluated.
 
         Args:
@@ -81,11 +111,40 @@ class Artifact:
         # Precision as trained; the forward pass is chosen for the machine that answers.
         weights = self.folder / WEIGHTS_FOLDER
         section = resolve(self.model.model.model_copy(update={"forward": "auto"}), base.path, fits_fast_pass=fits_fast_pass(weights))
-        return load_answerer(base.path, prompt, section, weights=weights, batch_size=batch_size)
+        if self.routing is None:
+            return load_answerer(base.path, prompt, section, weights=weights, batch_size=batch_size)
+        router = Router.load(self.folder / _ROUTER)
+        if router is None:
+            raise NotFoundError(f"{self.folder.name} needs its router. Received: none.", hint="tunesmith register")
+        children = {child.document_type: self.folder / child.folder for child in self.routing.children}
+        routes, threshold = TextRouter(router, root), self.routing.threshold
+        return RoutedEngine(base.path, prompt, section, weights=weights, children=children, router=routes, threshold=threshold, batch_size=batch_size)
 
 
-def write_artifact(folder: Path, *, weights: Path, model: ModelFile, calibrator: Mapping[str, Any], chat_template: str, card: str) -> str:
+def write_artifact(
+    folder: Path,
+    *,
+    weights: Path,
+    model: ModelFile,
+    calibrator: Mapping[str, Any],
+    chat_template: str,
+    card: str,
+    routing: RoutingFile | None = None,
+    router: Router | None = None,
+    children: Mapping[str, Path] | None = None,
+) -> str:
     """Write a model version's folder by write-then-rename.
+
+    Args:
+        folder: Where to.
+        weights: What the run learnt.
+        model: What model.json will hold.
+        calibrator: What calibrator.json will hold.
+        chat_template: The template that it was trained with.
+        card: The model card.
+        routing: What routing.json will hold; None where one adapter answers all.
+        router: Picks the adapter, where there are several.
+        children: Document type -> weights of the children that `routing` names.
 
     Returns:
         The manifest's SHA-256, which stands for all files.
@@ -101,6 +160,11 @@ def write_artifact(folder: Path, *, weights: Path, model: ModelFile, calibrator:
     }
     for name, text in files.items():
         (partial / name).write_text(text, encoding="utf-8")
+    if routing and router and children:
+        (partial / _ROUTING).write_text(routing.model_dump_json(indent=2), encoding="utf-8")
+        router.save(partial / _ROUTER)
+        for child in routing.children:
+            shutil.copytree(children[child.document_type], partial / child.folder)
     digests = {str(path.relative_to(partial)): file_sha256(path) for path in sorted(partial.rglob("*")) if path.is_file()}
     (partial / MANIFEST).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
@@ -129,4 +193,5 @@ def open_artifact(folder: Path, sha256: str) -> Artifact:
     if wrong:
         raise DataError(f"Every file of {folder.name} must match its manifest. Changed, missing or added: {', '.join(wrong)}.", hint="tunesmith register")
     model = ModelFile.model_validate_json((folder / "model.json").read_text(encoding="utf-8"))
-    return Artifact(folder, model, json.loads((folder / "calibrator.json").read_text(encoding="utf-8")))
+    routing = RoutingFile.model_validate_json((folder / _ROUTING).read_text(encoding="utf-8")) if _ROUTING in expected else None
+    return Artifact(folder, model, json.loads((folder / "calibrator.json").read_text(encoding="utf-8")), routing)

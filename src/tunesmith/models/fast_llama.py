@@ -101,11 +101,16 @@ class FastLlama:
         self._norm = decoder.norm.weight.detach().float()
         # In float32: at the logits' size bfloat16 has steps of 1/8, which would tie labels and round the loss.
         self._head: Tensor = model.lm_head.weight.detach().float()
-        self._layers, self._adapters = [], []
+        self._layers, self._linears = [], []
         for layer in decoder.layers:
             linears = [layer.get_submodule(name) for name in _LINEARS]
             self._layers.append(_fuse(layer, [getattr(linear, "base_layer", linear) for linear in linears]))
-            self._adapters.append([_adapter(linear, self.dtype) for linear in linears])
+            self._linears.append(linears)
+        self.switch()
+
+    def switch(self, adapter: str = "") -> None:
+        """Compute with another adapter of the model from now on, by its name in PEFT; the active one when empty."""
+        self._adapters = [[_adapter(linear, self.dtype, adapter) for linear in linears] for linears in self._linears]
         adapted = [number for number, adapters in enumerate(self._adapters) if any(len(down) for down, _, _ in adapters)]
         self.n_frozen = adapted[0] if adapted else len(self._layers)
         """Lowest layers without adapters: whatever is learnt, they make the same of a token."""
@@ -188,10 +193,10 @@ def _fuse(layer: Any, linears: Sequence[Any]) -> _Weights:
     )
 
 
-def _adapter(linear: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor, float]:
+def _adapter(linear: Any, dtype: torch.dtype, name: str) -> tuple[Tensor, Tensor, float]:
     """Return LoRA's A (r, n_in), B (n_out, r) and scale; of rank 0 where a linear layer has no adapter."""
-    if hasattr(linear, "lora_A"):
-        name = linear.active_adapters[0]
+    name = name or (linear.active_adapters[0] if hasattr(linear, "lora_A") else "")
+    if name in getattr(linear, "lora_A", ()):
         return linear.lora_A[name].weight, linear.lora_B[name].weight, linear.scaling[name]
     n_out, n_in = linear.weight.shape
     return torch.empty(0, n_in, dtype=dtype), torch.empty(n_out, 0, dtype=dtype), 1.0

@@ -4,6 +4,10 @@ A challenger must beat the champion on the same test rows with the paired interv
 the untuned base model. Every look at a test split is recorded and spends from the error budget, so that asking again and
 again does not promote by luck: look k spends budget * 6 / (pi k)^2, which sums to the budget over any number of looks.
 A look that was taken before (same challenger, opponent and rows) is remembered, not spent again.
+
+A child has a gate of its own before it answers its document type: it must beat its parent there. One look is taken at all
+children of a parent together, from a budget of the same size that is the children's own, and Holm's procedure holds what it
+spends over the children.
 """
 
 from __future__ import annotations
@@ -18,8 +22,9 @@ from pydantic import BaseModel, ConfigDict
 
 from tunesmith.entities import content_id
 from tunesmith.errors import RefusedError
+from tunesmith.evaluate.candidates import holm
 from tunesmith.evaluate.forgetting import within_budget
-from tunesmith.evaluate.intervals import Bootstrap
+from tunesmith.evaluate.intervals import Bootstrap, mcnemar
 from tunesmith.evaluate.metrics import counted, mean_of_sums
 from tunesmith.registry.settings import RegistrySection
 from tunesmith.store import Store
@@ -141,6 +146,99 @@ def judge(
         verdict=verdict.model_dump(),
     )
     return verdict
+
+
+class ChildVerdict(BaseModel):
+    """What the gate said about a child on the test rows of its document type.
+
+    Attributes:
+        served: whether the child answers its type; else the parent does.
+        child, parent: shares of right answers.
+        difference, low, high: child minus parent, with the paired bootstrap interval at `level`, for people to read.
+        p_value: exact McNemar, two-sided, corrected by Holm for the children that were looked at together.
+        error_spent: what this look spends; a served child is better with a p-value of at most this.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    document_type: str
+    served: bool
+    n_test: int
+    child: float
+    parent: float
+    difference: float
+    low: float
+    high: float
+    level: float
+    p_value: float
+    error_spent: float
+    look: int
+
+
+def judge_children(
+    store: Store,
+    section: RegistrySection,
+    name: str,
+    *,
+    parent: str,
+    children: Mapping[str, str],
+    record_ids: Sequence[str],
+    right: Mapping[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]],
+    level: float = 0.95,
+    n_samples: int = 2000,
+    seed: int = 0,
+) -> list[ChildVerdict]:
+    """Look once at what the children of a parent answer on the test rows of their types.
+
+    Args:
+        store: Keeps the looks.
+        section: The error budget.
+        name: The registered model.
+        parent: Id of the parent run.
+        children: Document type -> id of the child run.
+        record_ids: All test rows.
+        right: Document type -> whether the child, and whether the parent, is right on each of its test rows, shape (n_of_type,) each.
+        level: Level of the shown intervals.
+        n_samples: Resamples behind them.
+        seed: Seed of the resamples.
+
+    Returns:
+        A verdict a child, by document type; it is on disk.
+
+    Source:
+        Holm 1979; McNemar 1947.
+    """
+    series, digest = f"{name} children", split_digest(record_ids)
+    family = content_id("fam", parent, dict(children))
+    looks = store.looks(series, digest)
+    for taken in looks:
+        if taken["model_version_id"] == family:
+            return [ChildVerdict.model_validate(each) for each in taken["verdict"]["children"]]
+    look = len(looks) + 1
+    spent = error_spent(section.error_budget, look)
+    types = sorted(children)
+    verdicts = []
+    for document_type, p_value in zip(types, holm([mcnemar(*right[each]) for each in types]), strict=True):
+        child, rival = (np.asarray(each, dtype=np.float64) for each in right[document_type])
+        found = Bootstrap(len(child), n_samples=n_samples, level=level, seed=seed).difference(mean_of_sums, counted(child), counted(rival))
+        verdicts.append(
+            ChildVerdict(
+                document_type=document_type,
+                served=bool(found.value > 0 and p_value <= spent),
+                n_test=len(child),
+                child=float(child.mean()),
+                parent=float(rival.mean()),
+                difference=found.value,
+                low=found.low,
+                high=found.high,
+                level=level,
+                p_value=p_value,
+                error_spent=spent,
+                look=look,
+            )
+        )
+    told = {"children": [each.model_dump() for each in verdicts]}
+    store.put_look(moves_alias=None, name=series, test_sha256=digest, model_version_id=family, opponent_id=parent, error_spent=spent, verdict=told)
+    return verdicts
 
 
 def refuse_over_budget(forgetting: Mapping[str, Any], budget: float | None) -> None:

@@ -49,7 +49,7 @@ On {report["n_test"]:,} test records that no training, calibration or choice has
 {rows}
 
 {opponent}Confidences are calibrated by {report.get("calibration", {}).get("method", "nothing yet")} on {dataset.rows["calibration"]:,} records of their own.
-{goals}
+{goals}{_adapters(report)}
 ## Data
 
 Dataset version `{dataset.id}`: {", ".join(f"{count:,} {split}" for split, count in dataset.rows.items())}.
@@ -60,6 +60,32 @@ Dropped, each with its reason: {", ".join(f"{count:,} {reason}" for reason, coun
 - {limit}
 - A text longer than {model.max_length} tokens with its prompt is cut ({model.truncate_keep} is kept).
 - The scores hold for texts like the test records; elsewhere measure again.
+"""
+
+
+def _adapters(report: Mapping[str, Any]) -> str:
+    """Write what the children bring and what the router loses; empty where one adapter answers all."""
+    routing = report.get("routing")
+    if not routing:
+        return ""
+    rows = "\n".join(
+        f"| {child['document_type']} | {child['n_test']:,} | {child['parent']:.3f} | {child['child']:.3f} | {child['p_value']:.4f} | "
+        f"{'served' if child['served'] else 'not served'} |"
+        for child in routing["children"]
+    )
+    ends = routing["end_accuracy"]
+    return f"""
+## Adapters
+
+The scores above are those of the parent, which learnt all records. A child answers its document type where it beat the parent on the test records of that type.
+
+| document type | test records | parent | child | p, Holm | |
+|---|---|---|---|---|---|
+{rows}
+
+Accuracy on all test records: parent alone {_cell(ends["parent"])}, with true routes {_cell(ends["true_routes"])},
+with predicted routes {_cell(ends["predicted_routes"])}. The router names the true route of {_cell(routing["accuracy"])}
+and abstains at a confidence of {routing["threshold"]:.2f} or less.
 """
 
 

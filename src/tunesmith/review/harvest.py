@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from tunesmith.entities import Feedback, Prediction, Record, content_id
+from tunesmith.models.router import PARENT
 from tunesmith.store import Store
 
 
@@ -53,12 +54,13 @@ def harvest_records(store: Store, feedback: Sequence[Feedback], records: pl.Data
             right[text] = (prediction, judgement, prediction.label)
         elif judgement.kind == "boolean" and text in right and right[text][2] == prediction.label:
             del right[text]
-    known = dict(records.filter(pl.col("split") == "train").select("text", "id").iter_rows())
-    rows = [_record(prediction, judgement, label, known.get(text, "")) for text, (prediction, judgement, label) in right.items()]
+    train = records.filter(pl.col("split") == "train")
+    known, types = (dict(train.select("text", name).iter_rows()) for name in ("id", "document_type"))
+    rows = [_record(prediction, judgement, label, known.get(text, ""), types.get(text, "")) for text, (prediction, judgement, label) in right.items()]
     return Harvest(pl.DataFrame(rows, schema=Record.frame_schema()), tuple(weighed))
 
 
-def _record(prediction: Prediction, feedback: Feedback, label: str, supersedes: str) -> dict[str, str | int | float]:
+def _record(prediction: Prediction, feedback: Feedback, label: str, supersedes: str, document_type: str) -> dict[str, str | int | float]:
     source = f"prediction/{prediction.id}"
     document_id = content_id("doc", source, hashlib.sha256(prediction.text.encode()).hexdigest())
     return {
@@ -74,4 +76,6 @@ def _record(prediction: Prediction, feedback: Feedback, label: str, supersedes: 
         "supersedes": supersedes,
         "block_ids": "",
         "weight": 1.0,
+        # What the router was sure of is the best that is known of a text from outside.
+        "document_type": document_type or (prediction.adapter if prediction.adapter != PARENT else ""),
     }

@@ -48,6 +48,8 @@ class ClassifyResponse(BaseModel):
     confidence: float = Field(ge=0, le=1)
     confidence_raw: float = Field(ge=0, le=1)
     model_version_id: str
+    adapter: str = Field(default="", description="Which adapter answered: a document type, or parent; empty where there is one only.")
+    route_confidence: float | None = Field(default=None, ge=0, le=1, description="How sure the router was of the route; null without a router.")
 
 
 class ChatMessage(BaseModel):
@@ -141,6 +143,8 @@ def create_app(predictor: Predictor, store: Store, section: ServeSection, model_
             confidence=found.confidence,
             confidence_raw=found.confidence_raw,
             model_version_id=found.model_version_id,
+            adapter=found.adapter,
+            route_confidence=found.route_confidence,
         )
 
     @app.post("/v1/chat/completions", dependencies=[Depends(authorised)])
@@ -230,5 +234,7 @@ def _completion(prediction: Prediction, model_name: str) -> dict[str, Any]:
             "label": prediction.label,
             "confidence": prediction.confidence,
             "model_version_id": prediction.model_version_id,
+            "adapter": prediction.adapter,
+            "route_confidence": prediction.route_confidence,
         },
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -46,14 +46,24 @@ class Predictor:
 
     Args:
         engine: Answers.
-        calibrator: Makes the confidence honest.
+        calibrator: Makes the confidence honest; with children, of what the parent answers.
         deployment: Who answers.
         variant: The variant's name in the deployment.
         store: Keeps every prediction.
+        children: Document type -> the calibrator of its child, where several adapters answer.
     """
 
-    def __init__(self, engine: Answerer, calibrator: Calibrator, deployment: Deployment, variant: str, store: Store) -> None:
-        self._engine, self._calibrator, self._store = engine, calibrator, store
+    def __init__(
+        self,
+        engine: Answerer,
+        calibrator: Calibrator,
+        deployment: Deployment,
+        variant: str,
+        store: Store,
+        *,
+        children: Mapping[str, Calibrator] | None = None,
+    ) -> None:
+        self._engine, self._calibrator, self._store, self._children = engine, calibrator, store, children or {}
         self.deployment, self.variant = deployment, variant
         self._one_at_a_time = threading.Lock()
 
@@ -84,7 +94,9 @@ class Predictor:
             started = time.perf_counter()
             found = self._engine.answer(texts, progress)
             seconds = (time.perf_counter() - started) / len(texts)
-        raw, honest = _softmax(found.logits), self._calibrator.probabilities(found.logits)
+        raw, honest = _softmax(found.logits), self._honest(found)
+        adapters = found.adapters or ("",) * len(texts)
+        sure = [None] * len(texts) if found.route_confidence is None else [float(each) for each in found.route_confidence]
         predictions = [
             Prediction(
                 id=new_id("prd"),
@@ -99,11 +111,22 @@ class Predictor:
                 scores={label: float(logit) for label, logit in zip(found.names, found.logits[row], strict=True)},
                 latency_seconds=seconds,
                 created_at=utc_now(),
+                adapter=adapters[row],
+                route_confidence=sure[row],
             )
             for row, (text, answer) in enumerate(zip(texts, found.answers, strict=True))
         ]
         self._store.put(*predictions)
         return predictions
+
+    def _honest(self, found: Answered) -> NDArray[np.float64]:
+        """Return calibrated probabilities, shape (n_texts, n_names): each row by the calibrator of the adapter that answered."""
+        honest = self._calibrator.probabilities(found.logits)
+        for adapter, calibrator in self._children.items():
+            rows = [row for row, each in enumerate(found.adapters) if each == adapter]
+            if rows:
+                honest[rows] = calibrator.probabilities(found.logits[rows])
+        return honest
 
 
 def _text_sha256(text: str, position: int) -> str:

@@ -152,7 +152,7 @@ class TrainKeys(Section):
         own = {name: getattr(self, name) for name in self.model_fields_set}
         if self.strategy != train.strategy:
             own["learning_rate"] = self.learning_rate
-        return TrainSection.model_validate(train.model_dump() | own | {"seed": seed})
+        return TrainSection.model_validate(train.model_dump() | own | {"seed": seed, "adapters": None})
 
 
 class StageSection(Section):
@@ -177,11 +177,39 @@ class StageSection(Section):
     """Keys of the section `train` that this stage sets; the others are as there."""
 
 
+_OF_ALL_ADAPTERS = frozenset({"strategy", "max_length", "truncate_keep", "lora_dropout", "use_dora", "start", "replay_ratio", "report_to"})
+"""Keys that parent and children share: they answer by one prompt, in one pass over one base model."""
+
+
+class AdaptersSection(Section):
+    """One adapter per document type beside the parent, which is the run that learns all records."""
+
+    min_records: int = Field(default=200, ge=1)
+    """A document type with at least so many train records gets a child: an adapter that learns the records of this type alone. Records of other types, and
+    of none, stay with the parent."""
+    start_from: Literal["parent", "base"] = "parent"
+    """Where a child begins: `parent` goes on with what the parent learnt of all records, so that a new parent makes new children; `base` begins at the base
+    model, so that a child is trained again only when its own records or settings changed."""
+    train: TrainKeys = TrainKeys()
+    """Keys of the section `train` that all children set; the others are as there."""
+    document_types: dict[str, TrainKeys] = Field(default_factory=dict)
+    """Document type -> keys of the section `train` that its child sets, besides those of all children."""
+
+    @model_validator(mode="after")
+    def _share_a_pass(self) -> Self:
+        for keys in (self.train, *self.document_types.values()):
+            if wrong := sorted(keys.model_fields_set & _OF_ALL_ADAPTERS):
+                raise ValueError(f"{', '.join(wrong)} must be that of the section train, which parent and children share")
+        return self
+
+
 class TrainSection(TrainKeys):
     """One training run: the stages before the task, if any, and the task."""
 
     stages: tuple[StageSection, ...] = ()
     """General -> domain -> task: what is learnt before the task, in this order. The task itself is the last stage and needs no entry."""
+    adapters: AdaptersSection | None = None
+    """One adapter per document type, and a router that picks it; null trains one adapter for all. Write `adapters: {}` for the defaults."""
 
     @model_validator(mode="after")
     def _stages_are_distinct(self) -> Self:
@@ -193,7 +221,33 @@ class TrainSection(TrainKeys):
     def of_stage(self, stage: StageSection) -> TrainSection:
         """Return the section with what a stage sets, and without stages."""
         own = {name: getattr(stage.train, name) for name in stage.train.model_fields_set}
-        return TrainSection.model_validate(self.model_dump() | own | {"stages": ()})
+        return TrainSection.model_validate(self.model_dump() | own | {"stages": (), "adapters": None})
+
+    @model_validator(mode="after")
+    def _adapters_share_a_base(self) -> Self:
+        if self.adapters is None:
+            return self
+        if self.strategy not in ("lora", "qlora"):
+            raise ValueError(f"adapters need strategy lora or qlora, whose adapters share one base model; received {self.strategy}")
+        if self.stages and "merge" in (self.start, *(stage.train.start for stage in self.stages)):
+            raise ValueError("adapters need start: continue in every stage, since a merge changes the base model that they share")
+        return self
+
+    def of_child(self, document_type: str) -> TrainSection:
+        """Return the section with what the child of a document type sets, and without stages."""
+        adapters = self.adapters or AdaptersSection()
+        own: dict[str, Any] = {}
+        for keys in (adapters.train, adapters.document_types.get(document_type, TrainKeys())):
+            own |= {name: getattr(keys, name) for name in keys.model_fields_set}
+        return TrainSection.model_validate(self.model_dump() | own | {"stages": (), "adapters": None})
+
+
+class RouterSection(Section):
+    """What picks the adapter for a text, where `train.adapters` is set."""
+
+    threshold: float | None = Field(default=None, ge=0, le=1)
+    """The confidence in a route at or below which the router abstains and the parent answers. When empty, the one with most right answers on the validation
+    split; of equals the middle one."""
 
 
 class CompareSection(Section):

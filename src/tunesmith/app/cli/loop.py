@@ -49,8 +49,12 @@ def plan(project: ProjectOption = Path(), overrides: SetOption = None, as_json: 
 
     opened = open_project(project, overrides, as_json=as_json)
     with opened.lock("tunesmith plan"):
-        made = flow.plan(opened, _dataset(opened))
-    show(as_json, made.model_dump(mode="json") | {"trainable_share": made.trainable_share}, plan_in_words(made), next_command="tunesmith train")
+        dataset = _dataset(opened)
+        types = flow.child_types(opened, dataset)
+        made = flow.plan(opened, dataset)
+    value = made.model_dump(mode="json") | {"trainable_share": made.trainable_share} | ({"children": types} if types else {})
+    children = [f"  {'children':<11}{', '.join(types)}: trained after it, each on the records of its document type"] if types else []
+    show(as_json, value, "\n".join((plan_in_words(made), *children)), next_command="tunesmith train")
 
 
 def train(
@@ -61,7 +65,7 @@ def train(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Dataset version -> run; a killed run continues."""
+    """Dataset version -> run, and where train.adapters is set its children and the router, what changed; a killed run continues."""
     from tunesmith import flow
 
     opened = open_project(project, overrides, as_json=as_json)
@@ -70,8 +74,12 @@ def train(
             verified = flow.verify_resume(opened, _dataset(opened))
             show(as_json, asdict(verified), verified_in_words(verified), next_command="tunesmith train")
             return
-        trained = flow.train(opened, _dataset(opened))
-    show(as_json, trained.model_dump(mode="json"), run_in_words(opened, trained), next_command="tunesmith evaluate")
+        dataset = _dataset(opened)
+        trained = flow.train_adapters(opened, dataset)
+        children = flow.children_of(opened, dataset, trained)
+    text = "\n".join((run_in_words(opened, trained), *(f"  child {each}: {child.id}, {child.steps:,} steps" for each, child in children.items())))
+    value = trained.model_dump(mode="json") | ({"children": {each: child.id for each, child in children.items()}} if children else {})
+    show(as_json, value, text, next_command="tunesmith evaluate")
 
 
 def evaluate(project: ProjectOption = Path(), overrides: SetOption = None, as_json: JsonOption = False) -> None:
@@ -148,6 +156,7 @@ def _show_outcome(project: Project, outcome: Outcome, as_json: bool) -> None:
         "metrics": report["metrics"],
         "paired": report["paired"],
         "paired_classical": report.get("paired_classical"),
+        **({"routing": report["routing"]} if "routing" in report else {}),
     }
     passed = outcome.verdict.passed
     gate = f"Gate: {'passed' if passed else 'refused'}, {outcome.verdict.reason}."
@@ -254,6 +263,8 @@ def report_in_words(report: dict[str, object]) -> str:
     rows = [f"  {METRIC_NAMES[name]:<36}" + "".join(f"{_figure(figures[model]):>22}" for model in models) for name, figures in shown.items()]
     if "forgetting" in report:
         rows.append(_forgetting_in_words(report["forgetting"]))  # type: ignore[arg-type]
+    if "routing" in report:
+        rows += _routing_in_words(report["routing"])  # type: ignore[arg-type]
     goals = [f"  {line}" for line in goals_in_words(report.get("goals", []))]  # type: ignore[arg-type]
     accepted = (acceptance_in_words(report["acceptance"]),) if "acceptance" in report else ()  # type: ignore[arg-type]
     return "\n".join((header, *rows, "", verdict(report), *accepted, *_money_in_words(report), *(("", "Goals", *goals) if goals else ())))
@@ -279,6 +290,21 @@ def _forgetting_in_words(forgetting: dict[str, Any]) -> str:
         f"  Forgetting: general text {rise['difference']:+.3f} nats a token [{rise['low']:+.3f}, {rise['high']:+.3f}], "
         f"general knowledge {100 * right['difference']:+.1f} points [{100 * right['low']:+.1f}, {100 * right['high']:+.1f}]"
     )
+
+
+def _routing_in_words(routing: dict[str, Any]) -> list[str]:
+    ends, regret = routing["end_accuracy"], routing["regret"]
+    lines = [
+        "",
+        f"  {'Adapters':<36}{'parent alone':>22}{'true routes':>22}{'predicted routes':>22}",
+        f"  {'Accuracy':<36}" + "".join(f"{_figure(ends[name]):>22}" for name in ("parent", "true_routes", "predicted_routes")),
+        f"  Routes right: {_figure(routing['accuracy'])}, abstained {_figure(routing['abstained'])} (threshold {routing['threshold']:.2f}); "
+        f"regret {100 * regret['difference']:+.1f} points [{100 * regret['low']:+.1f}, {100 * regret['high']:+.1f}]",
+    ]
+    for child in routing["children"]:
+        change = f"{100 * child['difference']:+.1f} points [{100 * child['low']:+.1f}, {100 * child['high']:+.1f}] on {child['n_test']:,} test records"
+        lines.append(f"  Child {child['document_type']}: {'served' if child['served'] else 'not served'}, {change}, p {child['p_value']:.4f} (Holm)")
+    return lines
 
 
 def _figure(interval: dict[str, float]) -> str:

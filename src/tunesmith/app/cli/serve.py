@@ -38,7 +38,8 @@ def predict(
         raise ConfigError("predict takes one text, or --file and --out.", hint='tunesmith predict "TEXT", or: tunesmith predict --file x.jsonl --out y.jsonl')
     if file is None or out is None:
         answer = flow.predict(open_project(project, None, as_json=True), [text])[0]
-        return show(as_json, _answer(answer), f"{answer.label}  (confidence {answer.confidence:.2f})", next_command=f"tunesmith lineage {answer.id}")
+        by = "" if answer.route_confidence is None else f", adapter {answer.adapter}, route {answer.route_confidence:.2f}"
+        return show(as_json, _answer(answer), f"{answer.label}  (confidence {answer.confidence:.2f}{by})", next_command=f"tunesmith lineage {answer.id}")
     rows = read_rows(file)
     if not out.parent.is_dir():
         raise NotFoundError(f"--out must lie in a folder that exists. Received: {out}.", hint=f"mkdir -p {out.parent}")
@@ -49,7 +50,8 @@ def predict(
 
 
 def _answer(prediction: Prediction) -> dict[str, Any]:
-    return {"prediction_id": prediction.id, "label": prediction.label, "confidence": prediction.confidence}
+    routed = {} if prediction.route_confidence is None else {"adapter": prediction.adapter, "route_confidence": prediction.route_confidence}
+    return {"prediction_id": prediction.id, "label": prediction.label, "confidence": prediction.confidence, **routed}
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
