@@ -1,6 +1,8 @@
 """One adapter per document type: what is trained, what is trained again, and what is refused."""
 
+import csv
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -12,7 +14,7 @@ from tunesmith.errors import ConfigError, DataError, NotFoundError
 from tunesmith.flow.adapters import routes_of, types_of
 from tunesmith.lineage import walk
 from tunesmith.models.artifact import open_artifact
-from tunesmith.project import Project
+from tunesmith.project import Progress, Project
 from tunesmith.testing import tiny_typed_project, tiny_typed_rows
 from tunesmith.train.settings import AdaptersSection
 
@@ -105,6 +107,29 @@ def test_a_killed_command_continues_with_what_is_missing(typed, monkeypatch):
     after = files_of(project)
     assert {file: after[file] for file in before} == before
     assert any("routers" in str(file) for file in after.keys() - before.keys())
+
+
+class Stops(Progress):
+    """Stops the command in the middle of a child."""
+
+    def advance(self, done, total, detail=""):
+        if detail.startswith("letter, ") and done >= 3:
+            raise KeyboardInterrupt
+
+
+def test_a_child_that_was_killed_continues_to_equal_weights(typed):
+    more = ("train.save_steps=2", "train.logging_steps=1")
+    project = typed(*more)
+    dataset = flow.prepare(project)
+    twin = Project.load(shutil.copytree(project.root, project.root.with_name("twin")), project.overrides)
+    with pytest.raises(KeyboardInterrupt):
+        flow.train_adapters(replace(project, progress=Stops()), dataset)
+    assert len(project.store.all(Run)) == 2  # the parent and the first child
+    parent = flow.train_adapters(typed(*more), dataset)
+    whole = flow.train_adapters(twin, dataset)
+    for document_type, child in flow.children_of(project, dataset, parent).items():
+        other = flow.children_of(twin, dataset, whole)[document_type]
+        assert (child.id, child.weights_sha256) == (other.id, other.weights_sha256)
 
 
 def test_document_types_added_later_reach_records_that_stand(typed):
@@ -302,3 +327,18 @@ def test_a_run_without_some_of_its_children_is_not_measured_as_if_it_had_them(ro
         flow.calibrate(other, outcome.evaluation)
     alone = project.changed(["train.adapters=null"])
     assert flow.calibrate(alone, outcome.evaluation).routing is None
+
+
+def test_the_next_turn_compares_with_all_adapters_of_the_champion_on_new_test_rows_too(routed, tmp_path):
+    project, outcome = routed
+    root = shutil.copytree(project.root, tmp_path / "typed")
+    with (root / "data" / "records.csv").open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(tiny_typed_rows(480)[400:])
+    later = Project.load(root, [*project.overrides, "train.num_train_epochs=2"])
+    again = flow.run(later)
+    assert again.verdict.opponent == outcome.model_version.id
+    assert again.verdict.n_test > outcome.verdict.n_test
+    # The champion answered the new rows with all of its adapters: its parent alone is right on six in ten.
+    ours = again.calibration.report["routing"]["end_accuracy"]
+    right = (ours if again.calibration.routing.children else {"predicted_routes": ours["parent"]})["predicted_routes"]["value"]
+    assert right - again.verdict.difference > 0.85
