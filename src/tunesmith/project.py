@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tunesmith.config import FILE_NAME, Config, load_config
 from tunesmith.entities import utc_now
-from tunesmith.errors import BusyError, MissingExtraError
+from tunesmith.errors import BusyError, ConfigError, MissingExtraError
 from tunesmith.store import Store
 
 if TYPE_CHECKING:
@@ -128,7 +128,10 @@ class Project:
             from tunesmith.train.strategies import load_strategy
         strategy = load_strategy(self.config.train)
         section = self.config.model.model_copy(update={"load_in_4bit": self.config.model.load_in_4bit or strategy.load_in_4bit})
-        return resolve(section, self.base.path, fits_fast_pass=strategy.fits_fast_pass)
+        resolved = resolve(section, self.base.path, fits_fast_pass=strategy.fits_fast_pass, n_labels=len(self.config.task.labels))
+        if resolved.num_labels:
+            _refuse_for_encoder(self.config)
+        return resolved
 
     def answering(self, weights: Path | None) -> ModelSection:
         """Return the section `model` without `auto` for answers: of a run's weights, or of the base model, which is never in 4 bits here.
@@ -140,15 +143,15 @@ class Project:
 
         in_4bit = weights is not None and self.model_section.load_in_4bit
         section = self.config.model.model_copy(update={"load_in_4bit": in_4bit})
-        return resolve(section, self.base.path, fits_fast_pass=weights is None or fits_fast_pass(weights))
+        fits = weights is None or fits_fast_pass(weights)
+        return resolve(section, self.base.path, fits_fast_pass=fits, n_labels=len(self.config.task.labels))
 
     @cached_property
     def prompt(self) -> Prompt:
         """The task's prompts for the base model's tokenizer."""
-        from tunesmith.models.engine import load_tokenizer
-        from tunesmith.models.tokens import Prompt
+        from tunesmith.models.engine import load_prompt
 
-        return Prompt(load_tokenizer(self.base.path), self.config.task, self.config.train.max_length, self.config.train.truncate_keep)
+        return load_prompt(self.base.path, self.config.task, self.config.train.max_length, self.config.train.truncate_keep)
 
     @cached_property
     def trackers(self) -> Trackers:
@@ -209,6 +212,34 @@ class Project:
         file = self.state / "steps.jsonl"
         lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
         return next((line["seconds"] for line in reversed(lines) if line["step"] == step and line["detail"].startswith(noun_id)), None)
+
+
+def _refuse_for_encoder(config: Config) -> None:
+    """Refuse what needs a model that writes, all of it at once.
+
+    Raises:
+        ConfigError: names each key, its rule and what was received.
+    """
+    train = config.train
+    rules = {
+        "train.strategy must be full or lora": train.strategy if train.strategy in ("prefix", "qlora") else None,
+        "train.lora_dropout must be 0": train.lora_dropout or None,
+        "train.stages must be empty": [stage.name for stage in train.stages] or None,
+        "train.adapters must be empty": "one adapter per document type" if train.adapters else None,
+        "train.packing must be false": train.packing or None,
+        "train.torch_compile must be false": train.torch_compile or None,
+        "train.activation_cache must be false": train.activation_cache or None,
+        "launch.fsdp must be false": config.launch.fsdp or None,
+        "evaluate.max_forgetting must be empty, since forgetting is measured on text that a model writes": config.evaluate.max_forgetting,
+    }
+    broken = [f"{rule}. Received: {value}." for rule, value in rules.items() if value is not None]
+    if broken:
+        raise ConfigError(
+            "\n".join((f"{config.model.model_name_or_path} is an encoder with a classification head.", *broken)),
+            hint="Set train.strategy: full, the best for an encoder, or choose a base model that writes."
+            if "strategy" in broken[0]
+            else "tunesmith config explain",
+        )
 
 
 @contextmanager

@@ -69,6 +69,50 @@ def tiny_base(folder: Path, *, seed: int = 0, texts: Sequence[str] = ()) -> Path
     return folder
 
 
+def tiny_encoder(folder: Path, *, seed: int = 0, kind: str = "bert") -> Path:
+    """Write an encoder of some 20,000 parameters with random weights and a word-piece tokenizer: 2 layers, hidden size 32, 4 heads, 128 positions.
+
+    Args:
+        folder: Where to; created where missing.
+        seed: Seed of the weights.
+        kind: `bert`, `roberta`, `distilbert` or `modernbert`.
+
+    Returns:
+        The folder, as `model.model_name_or_path` takes it.
+    """
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106 - a token of text
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.train_from_iterator([text for text, _ in tiny_rows(60)], trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False))
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **names).save_pretrained(folder)
+    # RoBERTa numbers its positions from pad_token_id + 1 on.
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 128 + (kind == "roberta")}
+    if kind == "distilbert":
+        sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 128}
+    ids = {"pad_token_id": 0, "bos_token_id": 2, "cls_token_id": 2, "eos_token_id": 3, "sep_token_id": 3}
+    torch.manual_seed(seed)
+    AutoModel.from_config(AutoConfig.for_model(kind, vocab_size=tokenizer.get_vocab_size(), initializer_range=0.2, **sizes, **ids)).save_pretrained(folder)
+    return folder
+
+
+def tiny_encoder_project(folder: Path, *, n_rows: int = 240, settings: str = "") -> Path:
+    """Write a project that runs the whole loop in seconds on the tiny encoder. Arguments as in `tiny_project`."""
+    tiny_project(folder, n_rows=n_rows)
+    tiny_encoder(folder / "encoder")
+    changed = _PROJECT.replace("base", "encoder").replace("max_length: 160", "max_length: 64\n  strategy: full").replace("1e-2", "3e-3")
+    (folder / "tunesmith.yaml").write_text(changed + settings, encoding="utf-8")
+    return folder
+
+
 def tiny_rows(n: int) -> list[tuple[str, str]]:
     """Return n different (text, label) rows of three labels that a classifier can learn; the same ones every time."""
     import random
@@ -116,7 +160,7 @@ _OPENINGS = {
 }
 
 
-def tiny_encoder(folder: Path, *, seed: int = 0) -> Path:
+def tiny_embedder(folder: Path, *, seed: int = 0) -> Path:
     """Write an embedding model of random weights that tells apart the document types of `tiny_typed_project`, as `data.embedding_model` takes it."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -154,7 +198,7 @@ def tiny_typed_project(folder: Path, *, n_rows: int = 400, settings: str = "") -
     Invoices and letters get a child, memos stay with the parent. The column `kind` holds the document type.
     """
     tiny_project(folder)
-    tiny_encoder(folder / "encoder")
+    tiny_embedder(folder / "encoder")
     with (folder / "data" / "records.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["text", "label", "kind"])

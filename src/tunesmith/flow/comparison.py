@@ -18,7 +18,7 @@ from typing import Any
 from tunesmith.config import Config
 from tunesmith.entities import DatasetVersion, Run, content_id, utc_now
 from tunesmith.errors import BackendError, TunesmithError
-from tunesmith.flow.scoring import read_probes, score_validation, truth
+from tunesmith.flow.scoring import read_probe_texts, read_probes, score_validation, truth
 from tunesmith.flow.training import plan, run_id, run_plan, train
 from tunesmith.libraries import quiet_libraries
 from tunesmith.project import Progress, Project, needs_extra
@@ -166,7 +166,8 @@ def _in_child(root: str, config: dict[str, Any], dataset_id: str, connection: Co
         dataset = project.store.get(DatasetVersion, dataset_id)
         run = train(project, dataset, plan(project, dataset))
         score_validation(project, dataset, run)
-        read_probes(project, run)
+        if read_probe_texts(project) is not None:
+            read_probes(project, run)
     except BrokenPipeError:
         return  # nobody waits for it any more; the checkpoint stays
     except TunesmithError as error:
@@ -178,7 +179,7 @@ def _in_child(root: str, config: dict[str, Any], dataset_id: str, connection: Co
 
 def _is_measured(project: Project, dataset: DatasetVersion, run: Run) -> bool:
     folder = project.root / run.path
-    return (folder / "validation.parquet").exists() and ((folder / "probes.json").exists() or not project.config.evaluate.forgetting)
+    return (folder / "validation.parquet").exists() and ((folder / "probes.json").exists() or read_probe_texts(project) is None)
 
 
 def _row(project: Project, runs: list[Run]) -> dict[str, Any]:
@@ -197,7 +198,7 @@ def _row(project: Project, runs: list[Run]) -> dict[str, Any]:
         "planned_memory_bytes": [made.peak_memory_bytes.expected for made in plans],
         "stored_bytes": sum(file.stat().st_size for file in (project.root / runs[0].path / WEIGHTS_FOLDER).rglob("*") if file.is_file()),
     }
-    if evaluated.forgetting:
+    if read_probe_texts(project) is not None:
         before = read_probes(project, None)
         after = ProbeScores.mean([read_probes(project, run) for run in runs])
         row["forgetting"] = forgetting(before, after, level=evaluated.confidence_level, n_samples=evaluated.bootstrap_samples, seed=evaluated.seed)

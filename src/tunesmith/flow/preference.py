@@ -17,6 +17,7 @@ from tunesmith.errors import ConfigError, DataError, NotFoundError
 from tunesmith.files import file_sha256
 from tunesmith.flow.dataset import dataset_of, newest_dataset, read
 from tunesmith.flow.registration import CHAMPION
+from tunesmith.flow.scoring import is_encoder
 from tunesmith.models.json_answers import parse_answer
 from tunesmith.project import Project, needs_extra
 from tunesmith.review.preferences import Answer, Pair, Preferences, as_answers, as_pairs, judged_answers, read_preferences
@@ -108,8 +109,12 @@ def starting_run(project: Project, run_id: str = "") -> Run:
 
     Raises:
         NotFoundError: there is no such run, or no champion yet.
-        ConfigError: its base model or strategy is not what the settings name now.
+        ConfigError: its base model or strategy is not what the settings name now, or it is an encoder.
     """
+    if is_encoder(project):
+        raise ConfigError(
+            f"tunesmith prefer needs a model that writes. Received: {project.base.name}, an encoder.", hint="tunesmith renew: learns from corrections"
+        )
     if not run_id:
         champion = project.store.alias(project.config.model_name, CHAMPION)
         if champion is None:

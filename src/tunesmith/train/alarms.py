@@ -1,8 +1,8 @@
 """Stops a run that cannot get well, and names the step and the rows.
 
 A loss or a gradient that is not finite stops at once. A loss has exploded when the mean of the last 8 steps is above both ln(V),
-what a uniform guess over the vocabulary of V tokens costs, and twice the loss of the first step, before anything was learnt. Single hard
-batches, mislabelled rows and the warm-up do not get there: a model that was worse than a uniform guess for 8 steps has lost what it knew.
+what a uniform guess over the vocabulary of V tokens (of an encoder V labels) costs, and twice the loss of the first step, before anything was learnt.
+Single hard batches, mislabelled rows and the warm-up do not get there: a model that was worse than a uniform guess for 8 steps has lost what it knew.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Alarms:
     """Looks at each step of one run.
 
     Args:
-        vocabulary: Entries of the vocabulary.
+        vocabulary: Entries of the vocabulary, or labels of an encoder's head.
         learning_rate: The run's peak learning rate, of which the hint names a third.
         losses: What `losses` was when an earlier start of the run was saved.
 

@@ -21,11 +21,12 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from tunesmith.models.batch import Batch
 from tunesmith.models.engine import forward_pass
 from tunesmith.models.settings import ModelSection
+from tunesmith.models.weights import empty_model
 from tunesmith.train.answer_loss import answer_loss
 
 _NEED_NUMBERS = (DataDependentOutputException, DynamicOutputShapeException)
@@ -105,9 +106,8 @@ def dry_run(
     """
     config = AutoConfig.from_pretrained(base)
     dtype = torch.float32 if in_float32 else getattr(torch, section.dtype)
-    attention = "sdpa" if torch.cuda.is_available() else "eager"
     with torch.device("meta"):
-        model = make_trainable(AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)).train()
+        model = make_trainable(empty_model(base, section, dtype)).train()
     quantised, largest = _four_bits_save(model) if section.load_in_4bit else (0, 0)
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
         _give_shapes(model)
@@ -128,7 +128,7 @@ def dry_run(
                 loss = answer_loss(forward, batch, is_chunked=is_chunked)
                 gradients = torch.autograd.grad(loss, parameters)
             except _NEED_NUMBERS:
-                passes[shape] = _by_formula(config, batch, dtype.itemsize) + largest
+                passes[shape] = _by_formula(config, section.num_labels or config.vocab_size, batch, dtype.itemsize) + largest
                 continue
             passes[shape] = live.peak - before + largest
             del loss, gradients
@@ -136,7 +136,7 @@ def dry_run(
     return DryRun(held - quantised, trained, tuple(passes[shape] for shape in shapes), len(live.products))
 
 
-def _by_formula(config: Any, batch: Batch, item_bytes: int) -> int:
+def _by_formula(config: Any, outputs: int, batch: Batch, item_bytes: int) -> int:
     """Return what a pass keeps for its way back, of a model that looks at numbers to decide what to compute, as mixtures of experts do.
 
     Source:
@@ -145,7 +145,7 @@ def _by_formula(config: Any, batch: Batch, item_bytes: int) -> int:
     """
     n_rows, width = batch.input_ids.shape[0], batch.input_ids.shape[1] + len(batch.prefix)
     per_token = 34 * config.hidden_size + 5 * config.num_attention_heads * width
-    return int(n_rows * width * per_token * item_bytes / 2 * config.num_hidden_layers + 12 * len(batch.positions) * config.vocab_size)
+    return int(n_rows * width * per_token * item_bytes / 2 * config.num_hidden_layers + 12 * len(batch.positions) * outputs)
 
 
 def _four_bits_save(model: torch.nn.Module) -> tuple[int, int]:

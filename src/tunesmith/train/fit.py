@@ -143,6 +143,7 @@ def fit(
     strategy = load_strategy(section)
 
     def prepared() -> Any:
+        torch.manual_seed(section.seed)  # an encoder's head is drawn when the model is loaded
         model_to_train = strategy.prepare(load_model(base, model.model_copy(update={"dtype": "float32"}) if strategy.in_float32 else model), prefix)
         if start is not None:
             begin_with(model_to_train, start)
@@ -213,7 +214,7 @@ class _Run:
             learner.load(tensors)
             self._optimizer.load(tensors)
             self.state = _State(**state)
-        self._alarms = Alarms(learner.model.config.vocab_size, section.learning_rate, self.state.seen)
+        self._alarms = Alarms(model.num_labels or learner.model.config.vocab_size, section.learning_rate, self.state.seen)
         self.log = _LossLog(folder / LOSSES_FILE, report, self.n_steps, from_step=self.state.step, writes=self._processes.is_first)
         self._saved_step = self.state.step
         self._before, self._started = self.state.seconds, time.monotonic()

@@ -19,9 +19,8 @@ from typing import Any, overload
 import numpy as np
 
 from tunesmith.files import write_json
-from tunesmith.models.engine import load_tokenizer
+from tunesmith.models.engine import load_prompt
 from tunesmith.models.settings import ModelSection, TaskSection
-from tunesmith.models.tokens import Prompt
 from tunesmith.train.batches import Rows
 from tunesmith.train.settings import TrainSection
 from tunesmith.train.validation import Validation
@@ -83,7 +82,7 @@ class Job:
         folder = self.folder / _VALIDATION
         if not self.train.eval_steps or not folder.exists():
             return None
-        prompt = Prompt(load_tokenizer(self.base), self.task, self.train.max_length, self.train.truncate_keep)
+        prompt = load_prompt(self.base, self.task, self.train.max_length, self.train.truncate_keep)
         return Validation(prompt, _read_rows(folder), np.load(folder / "truth.npy"))
 
 

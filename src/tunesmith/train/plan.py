@@ -81,6 +81,7 @@ class Plan(BaseModel):
         supervised_tokens: tokens that the loss is taken at, one epoch.
         excess: ids of records whose text does not fit, with what happens to them in `excess_length_strategy`.
         peak_memory_bytes, seconds: estimates. disk_bytes: checkpoints and adapter at most.
+        stop_token: None of an encoder, which writes nothing.
         resident_bytes: what the process held when it planned; the rest of the peak is the run's own.
         memory_scale: what earlier runs made of the prediction of the run's own memory.
     """
@@ -98,7 +99,7 @@ class Plan(BaseModel):
     padding_share: float
     excess: tuple[str, ...]
     excess_length_strategy: str
-    stop_token: str
+    stop_token: str | None
     stop_token_is_trained: bool
     pad_equals_stop: bool
     template_round_trips: bool
@@ -141,7 +142,7 @@ def make_plan(
     """
     rows = encode_rows(records, prompt, section)
     steps = schedule(rows, section)
-    footprint = measure_footprint(base, load_strategy(section).prepare)
+    footprint = measure_footprint(base, model, load_strategy(section).prepare)
     parts = memory_parts(rows, steps, prompt.prefix, base, model, section)
     n_prefix = len(prompt.prefix)
     lengths = rows.lengths
@@ -165,8 +166,8 @@ def make_plan(
         padding_share=1 - own / padded,
         excess=tuple(rows.excess),
         excess_length_strategy=section.excess_length_strategy,
-        stop_token=prompt.tokenizer.eos_token,
-        stop_token_is_trained=all(answer[-1] == stop for answer in rows.answers),
+        stop_token=None if model.num_labels else prompt.tokenizer.eos_token,
+        stop_token_is_trained=bool(model.num_labels) or all(answer[-1] == stop for answer in rows.answers),
         pad_equals_stop=prompt.tokenizer.pad_token_id == stop,
         template_round_trips=prompt.round_trips(records["text"].head(_ROUND_TRIP_SAMPLE).to_list()),
         trainable_parameters=footprint.trainable,
@@ -255,7 +256,7 @@ def _with_evaluations(training: Estimate, steps: Sequence[Step], section: TrainS
 
 def _passes(model: ModelSection) -> int:
     """Return how many parts of a batch are computed side by side."""
-    return n_workers() if model.forward == "fast" else 1
+    return n_workers() if model.forward == "fast" or (model.num_labels and not torch.cuda.is_available()) else 1
 
 
 def _shape(step: Step, lengths: Sequence[int], width: int | None) -> tuple[int, int]:

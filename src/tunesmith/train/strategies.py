@@ -24,6 +24,8 @@ from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 
 from tunesmith import plugins
 from tunesmith.errors import ConfigError
+from tunesmith.models.encoder import head_of
+from tunesmith.models.weights import layer_of
 from tunesmith.train.settings import TrainSection
 
 
@@ -111,11 +113,14 @@ class Lora:
         return section.lora_dropout == 0 and not (section.use_dora or section.packing or section.torch_compile)
 
     def prepare(self, model: Any, prefix: Sequence[int] = ()) -> Any:
-        """Return a PEFT model; the seed decides its adapters' weights."""
+        """Return a PEFT model; the seed decides its adapters' weights. An encoder's head, which is new, learns whole."""
         section = self._section
-        targets = section.lora_target_modules if isinstance(section.lora_target_modules, str) else list(section.lora_target_modules)
+        targets: str | list[str] = section.lora_target_modules if isinstance(section.lora_target_modules, str) else list(section.lora_target_modules)
         layers = range(model.config.num_hidden_layers)[-section.lora_layers :] if section.lora_layers else None
-        if layers is not None and targets == "all-linear":  # PEFT takes layers only with names
+        head = head_of(model) if _classifies(model) else []
+        if head:  # PEFT knows the layers of some encoders only: each module is named whole
+            targets, layers = _inside(model, targets, layers), None
+        elif layers is not None and targets == "all-linear":  # PEFT takes layers only with names
             targets = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and ".layers." in name})
         torch.manual_seed(section.seed)
         is_pissa = section.init_lora_weights == "pissa" and model.device.type != "meta"  # where weights are not there, nor are their singular values
@@ -128,7 +133,8 @@ class Lora:
             use_dora=section.use_dora,
             use_rslora=section.use_rslora,
             init_lora_weights="pissa" if is_pissa else True,
-            task_type="CAUSAL_LM",
+            modules_to_save=head or None,
+            task_type="SEQ_CLS" if head else "CAUSAL_LM",
         )
         try:
             adapted = get_peft_model(model, settings)
@@ -137,11 +143,10 @@ class Lora:
                 f"train.lora_target_modules must name linear modules of the base model. Received: {section.lora_target_modules!r}: {error}"
             ) from error
         # The head is applied at supervised positions only and the embeddings are looked up once: both outside the modules.
-        outside = sorted(name for name, parameter in adapted.named_parameters() if parameter.requires_grad and ".layers." not in name)
+        learning = (name for name, parameter in adapted.named_parameters() if parameter.requires_grad)
+        outside = sorted(name for name in learning if layer_of(name) is None and not set(name.split(".")) & set(head))
         if outside:
-            raise ConfigError(
-                f"train.lora_target_modules must be inside the decoder layers. Received: {section.lora_target_modules!r}, which holds {outside[0]}."
-            )
+            raise ConfigError(f"train.lora_target_modules must be inside the layers. Received: {section.lora_target_modules!r}, which holds {outside[0]}.")
         if is_pissa:
             self._start = TemporaryDirectory()
             adapted.peft_config["default"].init_lora_weights = True  # read again, these adapters are taken as they are
@@ -156,6 +161,25 @@ class Lora:
         base weights as they came.
         """
         model.save_pretrained(folder, path_initial_model_for_weight_conversion=self._start.name if self._start else None)
+
+
+def _classifies(model: Any) -> bool:
+    return bool(type(model).__name__.endswith("ForSequenceClassification"))
+
+
+def _inside(model: Any, targets: str | list[str], layers: range | None) -> list[str]:
+    """Return the whole names of linear modules inside of an encoder's layers.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and layer_of(name) is not None]
+    wanted = [name for name in linear if targets == "all-linear" or name.rpartition(".")[2] in targets]
+    chosen = [name for name in wanted if layers is None or layer_of(name) in layers]
+    if not chosen:
+        known = ", ".join(sorted({name.rpartition(".")[2] for name in linear})) or "none"
+        raise ConfigError(f"train.lora_target_modules must name linear modules of the encoder's layers: {known}. Received: {targets!r}.")
+    return chosen
 
 
 class QLora(Lora):

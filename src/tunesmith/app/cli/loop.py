@@ -210,7 +210,7 @@ def plan_in_words(plan: Plan) -> str:
         ("reads", f"{plan.rows:,} rows, {plan.tokens:,} tokens, {plan.supervised_tokens:,} of them supervised, {plan.steps:,} steps"),
         ("passes", f"{plan.forward}, {plan.dtype}; {100 * plan.padding_share:.1f} % padding; {plan.shared_prefix_tokens} prompt tokens are shared by all rows"),
         ("too long", excess_in_words(plan)),
-        ("stop token", f"{plan.stop_token} {stop}{pad}"),
+        ("stop token", "none: an encoder writes nothing" if plan.stop_token is None else f"{plan.stop_token} {stop}{pad}"),
         ("template", template),
         ("memory", f"{memory.expected / 1e9:.1f} GB peak [{memory.low / 1e9:.1f}, {memory.high / 1e9:.1f}]"),
         ("time", f"{duration(seconds.expected)} [{duration(seconds.low)}, {duration(seconds.high)}]"),
@@ -265,6 +265,7 @@ def report_in_words(report: dict[str, object]) -> str:
         rows.append(_forgetting_in_words(report["forgetting"]))  # type: ignore[arg-type]
     if "routing" in report:
         rows += _routing_in_words(report["routing"])  # type: ignore[arg-type]
+    rows += [f"  {note}" for note in report.get("notes", [])]  # type: ignore[attr-defined]
     goals = [f"  {line}" for line in goals_in_words(report.get("goals", []))]  # type: ignore[arg-type]
     accepted = (acceptance_in_words(report["acceptance"]),) if "acceptance" in report else ()  # type: ignore[arg-type]
     return "\n".join((header, *rows, "", verdict(report), *accepted, *_money_in_words(report), *(("", "Goals", *goals) if goals else ())))
