@@ -84,7 +84,7 @@ def test_a_hub_name_needs_its_commit(tmp_path):
 
 @pytest.mark.parametrize("name", ["nothing", "../nothing/here", "a/b/c"])
 def test_an_address_that_is_none(tmp_path, name):
-    with pytest.raises(NotFoundError, match=r"must be a folder, a hub name, package:NAME/FILE.gguf or package:NAME/FOLDER"):
+    with pytest.raises(NotFoundError, match=r"must be a folder, a GGUF file, a hub name, package:NAME/FILE.gguf or package:NAME/FOLDER"):
         resolve_base(section(name), tmp_path)
 
 

@@ -17,6 +17,7 @@ from tunesmith.flow.comparison import Comparison, compare
 from tunesmith.flow.dataset import compare_datasets, data_report_of, nearest_records, newest_dataset, prepare, read
 from tunesmith.flow.evaluation import Calibration, calibrate, evaluate, evaluation_of
 from tunesmith.flow.loop import Outcome, finish, renew, run
+from tunesmith.flow.models import Selection, select
 from tunesmith.flow.preference import prefer, preferences, preferences_in_words, starting_run
 from tunesmith.flow.registration import CHAMPION, register
 from tunesmith.flow.review import ask_reviewers, export_review, import_review, review_state
@@ -32,6 +33,7 @@ __all__ = [
     "Calibration",
     "Comparison",
     "Outcome",
+    "Selection",
     "Sweep",
     "Verified",
     "ask_reviewers",
@@ -67,6 +69,7 @@ __all__ = [
     "run",
     "run_id",
     "run_plan",
+    "select",
     "show_dataset",
     "stage_table",
     "starting_run",

@@ -1,8 +1,8 @@
 """From `model_name_or_path` to a folder of safetensors, with source, licence and digest recorded.
 
-Four addresses: a local folder; a hub name with its commit; inside an installed Python package `package:NAME/FILE.gguf`, a GGUF
-file, or `package:NAME/FOLDER`, a folder of safetensors. A GGUF file is dequantised once into the cache folder (`TUNESMITH_CACHE`, by default
-`~/.cache/tunesmith`). Only safetensors are read and no code that comes with a model is run.
+Five addresses: a local folder; a local GGUF file; a hub name with its commit; inside an installed Python package
+`package:NAME/FILE.gguf`, a GGUF file, or `package:NAME/FOLDER`, a folder of safetensors. A GGUF file is dequantised once into the cache
+folder (`TUNESMITH_CACHE`, by default `~/.cache/tunesmith`). Only safetensors are read and no code that comes with a model is run.
 """
 
 from __future__ import annotations
@@ -72,9 +72,13 @@ def resolve_base(section: ModelSection, root: Path) -> BaseModel:
     folder = (root / name).expanduser()
     if folder.is_dir():
         return _from_folder(section, folder, f"local folder {name}")
+    if folder.is_file() and folder.suffix == ".gguf":
+        return _from_gguf(section, folder, section.license or "unknown", f"local file {name}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
         return _from_hub(section, name)
-    raise NotFoundError(f"model.model_name_or_path must be a folder, a hub name, package:NAME/FILE.gguf or package:NAME/FOLDER. Received: {name!r}.")
+    raise NotFoundError(
+        f"model.model_name_or_path must be a folder, a GGUF file, a hub name, package:NAME/FILE.gguf or package:NAME/FOLDER. Received: {name!r}."
+    )
 
 
 def _from_folder(section: ModelSection, folder: Path, source: str) -> BaseModel:
@@ -112,10 +116,14 @@ def _from_package(section: ModelSection, address: str) -> BaseModel:
     if matches[0].suffix != ".gguf":
         return replace(_from_folder(section, Path(str(found.locate_file(matches[0]))), f"{matches[0].name} {source}"), license=license_name)
     gguf = Path(str(found.locate_file(matches[0])))
+    return _from_gguf(section, gguf, license_name, f"{gguf.name} {source}")
+
+
+def _from_gguf(section: ModelSection, gguf: Path, license_name: str, source: str) -> BaseModel:
     digest = file_sha256(gguf)
     _check_digest(section, digest, gguf.name)
     folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}-{_CONVERSION}"
-    base = BaseModel(folder, section.model_name_or_path, digest, license_name, f"{gguf.name} {source}")
+    base = BaseModel(folder, section.model_name_or_path, digest, license_name, source)
     if not (folder / "source.json").exists():
         _convert_gguf(gguf, base)
     return base

@@ -82,8 +82,8 @@ class ModelSection(Section):
     """The base model."""
 
     model_name_or_path: str = Field(min_length=1)
-    """A hub name, a local folder, `package:NAME/FILE.gguf` for a GGUF file or `package:NAME/FOLDER` for a folder of safetensors inside an installed
-    Python package. An encoder (BERT, RoBERTa, ModernBERT, MiniLM, ...) is known by its config.json and gets a classification head."""
+    """A hub name, a local folder or GGUF file, `package:NAME/FILE.gguf` for a GGUF file or `package:NAME/FOLDER` for a folder of safetensors inside an
+    installed Python package. An encoder (BERT, RoBERTa, ModernBERT, MiniLM, ...) is known by its config.json and gets a classification head."""
     model_revision: str | None = None
     """Commit of a hub model. Needed for a hub name, so that the same file means the same weights tomorrow."""
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")

@@ -13,7 +13,7 @@ import traceback
 
 import typer
 
-from tunesmith.app.cli import compare, config, data, lineage, loop, prefer, review, serve, sweep
+from tunesmith.app.cli import compare, config, data, lineage, loop, models, prefer, review, serve, sweep
 from tunesmith.errors import BUG_EXIT_CODE, BackendError, Terminated, TunesmithError
 from tunesmith.libraries import quiet_libraries
 
@@ -33,6 +33,7 @@ config.add_to(app)
 loop.add_to(app)
 compare.add_to(app)
 sweep.add_to(app)
+models.add_to(app)
 prefer.add_to(app)
 serve.add_to(app)
 review.add_to(app)
