@@ -60,7 +60,7 @@ def ours(job: dict[str, Any]) -> None:
             if "loss" in figures:
                 if step == 1:  # what came before the first step of `fit` is loading
                     first = json.loads((Path(folder) / LOSSES_FILE).read_text(encoding="utf-8").splitlines()[0])
-                    pace._since = time.monotonic() - first["seconds"]
+                    pace.begin(seconds_ago=first["seconds"])
                 pace.tokens += sum(tokens[row] for row in job["batches"][step - 1])
                 pace.records += len(job["batches"][step - 1])
                 if step % job["steps_per_round"] == 0:
@@ -126,7 +126,8 @@ def bound(job: dict[str, Any]) -> None:
         pace.tokens += sum(tokens[row] for row in batch)
         pace.records += len(batch)
         if number % job["steps_per_round"] == 0:
-            pace.stop(at=pace._since + seconds)
+            pace.begin(seconds_ago=seconds)  # of the round, repeating alone counts
+            pace.stop()
             pace.report(None)
             seconds = 0.0
 

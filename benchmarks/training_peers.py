@@ -62,15 +62,19 @@ class Pace:
         tell(ready=True)
         self._wait()
 
+    def begin(self, *, seconds_ago: float = 0.0) -> None:
+        """Say that the round began just now, or so many seconds ago: what came before is not counted."""
+        self._since = time.monotonic() - seconds_ago
+
     def step(self, number: int) -> None:
         """Come to the end of step `number`, counted from 1."""
         if number % self.job["steps_per_round"] == 0:
             self.stop()
             self.report(self.loss() if self.loss and number in self.job["evaluated"] else None)
 
-    def stop(self, *, at: float | None = None) -> None:
+    def stop(self) -> None:
         """Stop the clock."""
-        self._seconds = (time.monotonic() if at is None else at) - self._since
+        self._seconds = time.monotonic() - self._since
 
     def report(self, loss: float | None) -> None:
         """Tell the round, and wait for the next."""
@@ -81,7 +85,7 @@ class Pace:
     def _wait(self) -> None:
         if not sys.stdin.readline():
             os._exit(0)
-        self._since = time.monotonic()
+        self.begin()
 
 
 def sequences(job: dict[str, Any], split: str) -> list[tuple[list[int], int]]:
@@ -334,6 +338,8 @@ def litgpt(job: dict[str, Any]) -> None:
 
     def count(_: Any, given: tuple[Any, ...]) -> None:
         if model.training:
+            if scheduler.last_epoch == 0:  # what `fit` tries out before its first step is not training
+                pace.begin()
             pace.tokens += int((given[0] != job["pad"]).sum())
             pace.records += len(given[0])
 
