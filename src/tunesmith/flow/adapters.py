@@ -51,8 +51,9 @@ def train_adapters(project: Project, dataset: DatasetVersion, made: Plan | None 
     """
     types = child_types(project, dataset)  # what is wrong is told before anything is trained
     parent = train(project, dataset, made)
+    records = read(project, dataset) if types else pl.DataFrame()
     for document_type in types:
-        _train_child(project, dataset, parent, document_type)
+        _train_child(project, dataset, records.filter(document_type=document_type), parent, document_type)
     if types:
         train_router(project, dataset, types)
     return parent
@@ -111,12 +112,12 @@ def types_of(records: pl.DataFrame, section: AdaptersSection) -> list[str]:
     return types
 
 
-def child_id(project: Project, dataset: DatasetVersion, parent: Run, document_type: str) -> str:
-    """Return the id that the child of a document type has with the present settings."""
+def _child_id(project: Project, own: pl.DataFrame, parent: Run, document_type: str) -> str:
+    """Return the id that the child of a document type has with the present settings, given the records of that type."""
     section = project.config.train
     model = project.model_section.model_dump(mode="json", include={"forward", "dtype", "load_in_4bit"})
-    rows = _own(project, dataset, document_type, "train").select("id", "text", "label", "weight").rows()
-    validation = _own(project, dataset, document_type, "validation")["id"].to_list() if section.of_child(document_type).eval_steps else []
+    rows = own.filter(split="train").select("id", "text", "label", "weight").rows()
+    validation = own.filter(split="validation")["id"].to_list() if section.of_child(document_type).eval_steps else []
     start = parent.id if _begins_at_parent(project) else ""
     task, settings = project.config.task.model_dump(mode="json"), what_is_learnt(section.of_child(document_type))
     return content_id("run", "child", document_type, start, project.base.sha256, task, model, settings, rows, validation, STEP_VERSION)
@@ -124,7 +125,9 @@ def child_id(project: Project, dataset: DatasetVersion, parent: Run, document_ty
 
 def children_of(project: Project, dataset: DatasetVersion, parent: Run) -> dict[str, Run]:
     """Return document type -> child of a run, of those that are trained with the present settings."""
-    found = {each: project.store.find(Run, child_id(project, dataset, parent, each)) for each in child_types(project, dataset)}
+    types = child_types(project, dataset)
+    records = read(project, dataset) if types else pl.DataFrame()
+    found = {each: project.store.find(Run, _child_id(project, records.filter(document_type=each), parent, each)) for each in types}
     return {each: run for each, run in found.items() if run is not None}
 
 
@@ -133,12 +136,8 @@ def _begins_at_parent(project: Project) -> bool:
     return adapters is not None and adapters.start_from == "parent"
 
 
-def _own(project: Project, dataset: DatasetVersion, document_type: str, split: str) -> pl.DataFrame:
-    return read(project, dataset).filter(document_type=document_type, split=split)
-
-
-def _train_child(project: Project, dataset: DatasetVersion, parent: Run, document_type: str) -> Run:
-    """Train the child of a document type, continue it, or find it trained."""
+def _train_child(project: Project, dataset: DatasetVersion, own: pl.DataFrame, parent: Run, document_type: str) -> Run:
+    """Train the child of a document type on the records of that type, continue it, or find it trained."""
     from tunesmith.models.weights import WEIGHTS_FOLDER, weights_file
     from tunesmith.train.batches import encode_rows
     from tunesmith.train.checkpoint import remove_checkpoints
@@ -146,7 +145,7 @@ def _train_child(project: Project, dataset: DatasetVersion, parent: Run, documen
     from tunesmith.train.validation import Validation
 
     with project.step("child") as done:
-        identity = child_id(project, dataset, parent, document_type)
+        identity = _child_id(project, own, parent, document_type)
         if found := project.store.find(Run, identity):
             done(f"{document_type}: {found.id}, {found.steps:,} steps, loss {found.train_loss:.3f}", skipped=True)
             return found
@@ -154,8 +153,8 @@ def _train_child(project: Project, dataset: DatasetVersion, parent: Run, documen
         folder = project.state / "runs" / identity
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(project.config.model_dump_json(indent=2), encoding="utf-8")
-        rows = encode_rows(_own(project, dataset, document_type, "train"), project.prompt, settings)
-        evaluated = Validation.of(_own(project, dataset, document_type, "validation"), project.prompt, settings) if settings.eval_steps else None
+        rows = encode_rows(own.filter(split="train"), project.prompt, settings)
+        evaluated = Validation.of(own.filter(split="validation"), project.prompt, settings) if settings.eval_steps else None
         about = {"dataset_version": dataset.id, "parent_run": parent.id, "document_type": document_type, "base_model": project.base.name}
         params = {f"train.{key}": value for key, value in settings.model_dump(mode="json").items()}
         project.trackers.set_parent(identity, parent.id)

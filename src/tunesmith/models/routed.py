@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.models.answered import Answered
-from tunesmith.models.engine import Engine, PlainForward, Progress, forward_pass
+from tunesmith.models.engine import Engine, Progress, forward_pass
 from tunesmith.models.fast_llama import FastLlama
 from tunesmith.models.router import PARENT, Routes
 from tunesmith.models.settings import ModelSection
@@ -74,7 +74,7 @@ class RoutedEngine:
     def _switch(self, adapter: str) -> None:
         if isinstance(self._forward, FastLlama):
             self._forward.switch(self._names[adapter])
-        elif isinstance(self._forward, PlainForward):
+        else:
             self._model.set_adapter(self._names[adapter], inference_mode=True)
 
     def answer(self, texts: Sequence[str], progress: Progress | None = None) -> Answered:
