@@ -175,6 +175,8 @@ def test_types_without_enough_records_are_told():
         (["train.strategy=full"], "adapters need strategy lora or qlora"),
         (["train.adapters.train={strategy: full, max_length: 20}"], "max_length, strategy must be that of the section train"),
         (["train.adapters.document_types={invoice: {use_dora: true}}"], "use_dora must be that of the section train"),
+        (["train.adapters.train={lora_r: 4}"], "lora_r must be that of the section train, since a child goes on with its parent's weights"),
+        (["train.init_lora_weights=pissa"], "start_from: parent need init_lora_weights: default"),
         (["data.sources=[{path: a.csv, document_type: a, document_type_column: b}]"], "document_type and document_type_column exclude each other"),
     ],
 )

@@ -181,6 +181,10 @@ _OF_ALL_ADAPTERS = frozenset({"strategy", "max_length", "truncate_keep", "lora_d
 """Keys that parent and children share: they answer by one prompt, in one pass over one base model."""
 
 
+_OF_WEIGHTS_THAT_GO_ON = frozenset({"lora_r", "lora_alpha", "lora_target_modules", "lora_layers", "use_rslora", "init_lora_weights"})
+"""Keys that say what the weights of an adapter are, and what they mean: who goes on with them must have the same."""
+
+
 class AdaptersSection(Section):
     """One adapter per document type beside the parent, which is the run that learns all records."""
 
@@ -200,6 +204,8 @@ class AdaptersSection(Section):
         for keys in (self.train, *self.document_types.values()):
             if wrong := sorted(keys.model_fields_set & _OF_ALL_ADAPTERS):
                 raise ValueError(f"{', '.join(wrong)} must be that of the section train, which parent and children share")
+            if self.start_from == "parent" and (wrong := sorted(keys.model_fields_set & _OF_WEIGHTS_THAT_GO_ON)):
+                raise ValueError(f"{', '.join(wrong)} must be that of the section train, since a child goes on with its parent's weights (start_from: parent)")
         return self
 
 
@@ -229,6 +235,8 @@ class TrainSection(TrainKeys):
             return self
         if self.strategy not in ("lora", "qlora"):
             raise ValueError(f"adapters need strategy lora or qlora, whose adapters share one base model; received {self.strategy}")
+        if self.adapters.start_from == "parent" and self.init_lora_weights != "default":
+            raise ValueError(f"adapters with start_from: parent need init_lora_weights: default, whose weights can go on; received {self.init_lora_weights}")
         if self.stages and "merge" in (self.start, *(stage.train.start for stage in self.stages)):
             raise ValueError("adapters need start: continue in every stage, since a merge changes the base model that they share")
         return self
