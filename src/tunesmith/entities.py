@@ -256,6 +256,8 @@ class Prediction(Noun):
     """Which adapter answered: a document type, or `parent`; empty where the model version has one only."""
     route_confidence: float | None = Field(default=None, ge=0, le=1)
     """How sure the router was of the most probable route, calibrated; None without a router."""
+    accepted: bool | None = None
+    """Whether the answer needs no review, by the threshold of the model version; None where it has none."""
 
     @property
     def parents(self) -> tuple[str, ...]:

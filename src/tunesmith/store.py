@@ -20,7 +20,7 @@ from sqlalchemy.pool import NullPool
 from tunesmith.entities import NOUNS, Feedback, Noun, Prediction, utc_now
 from tunesmith.errors import BackendError, DataError, NotFoundError
 
-SCHEMA_VERSION = "0005"
+SCHEMA_VERSION = "0006"
 
 NounT = TypeVar("NounT", bound=Noun)
 

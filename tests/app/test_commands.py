@@ -98,7 +98,7 @@ def test_a_file_is_answered_in_its_order_with_its_ids(tiny, cli, tmp_path):
     assert result.code == 0, result.err
     answers = [json.loads(line) for line in out.read_text().splitlines()]
     assert [answer["id"] for answer in answers] == ["b", "a", 7, "b"]
-    assert all(list(answer) == ["id", "prediction_id", "label", "confidence"] for answer in answers)
+    assert all(list(answer) == ["id", "prediction_id", "label", "confidence", "accepted"] for answer in answers)
     assert [answer["label"] for answer in answers] == [found.label for found in flow.predict(tiny, texts)]
     assert len({answer["prediction_id"] for answer in answers}) == 4
 

@@ -121,6 +121,22 @@ def test_an_answer_names_its_adapter_and_is_as_sure_as_the_calibrator_of_that_ad
     assert both[0].confidence > both[1].confidence
 
 
+@pytest.mark.parametrize("threshold", [0.5, 0.7, None])
+def test_an_answer_says_whether_it_needs_review(store, threshold):
+    def accepts(confidence):
+        return threshold is not None and confidence >= threshold
+
+    predictor = Predictor(Engine(), Temperature(2.0), nouns.deployment(), "champion", store, accepts=accepts)
+    answer = TestClient(create_app(predictor, store, ServeSection(), "complaints")).post("/v1/classify", json={"text": "loan loan card"}).json()
+    assert answer["confidence_raw"] == pytest.approx(0.665, abs=1e-3)
+    assert answer["accepted"] is (threshold == 0.5)
+    assert store.get(Prediction, answer["prediction_id"]).accepted is answer["accepted"]
+
+
+def test_without_a_threshold_it_does_not_say(client):
+    assert client.post("/v1/classify", json={"text": "loan"}).json()["accepted"] is None
+
+
 def test_one_adapter_needs_no_name(client):
     answer = client.post("/v1/classify", json={"text": "loan"}).json()
     assert (answer["adapter"], answer["route_confidence"]) == ("", None)

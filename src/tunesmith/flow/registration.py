@@ -107,14 +107,16 @@ def _validation_scores(project: Project, run: Run) -> dict[str, float]:
 
 
 def _model_version(project: Project, run: Run, evaluation: Evaluation, calibration: Calibration) -> ModelVersion:
-    from tunesmith.models.artifact import ChildFile, ModelFile, RoutingFile, write_artifact
+    from tunesmith.models.artifact import AcceptanceFile, ChildFile, ModelFile, RoutingFile, write_artifact
     from tunesmith.models.weights import WEIGHTS_FOLDER
     from tunesmith.registry.model_card import model_card
 
     name = project.config.model_name
     # Where no child passed its gate the run answers alone, as if it had none.
     routing = calibration.routing if calibration.routing and calibration.routing.children else None
-    identity = content_id("mdl", name, run.id, evaluation.id, calibration.calibrator, *([routing.id] if routing else []))
+    # The promise was tested on answers of the run alone, not on those of children.
+    promised = {} if routing else {key: calibration.report["acceptance"][key] for key in AcceptanceFile.model_fields}
+    identity = content_id("mdl", name, run.id, evaluation.id, calibration.calibrator, promised, *([routing.id] if routing else []))
     found = project.store.find(ModelVersion, identity)
     if found and (project.root / found.path).exists():
         return found
@@ -146,6 +148,7 @@ def _model_version(project: Project, run: Run, evaluation: Evaluation, calibrati
         routing=adapters,
         router=routing.router if routing else None,
         children={each: project.root / child.path / WEIGHTS_FOLDER for each, child in routing.children.items()} if routing else {},
+        acceptance=AcceptanceFile.model_validate(promised) if promised else None,
     )
     number = 1 + sum(known.name == name for known in project.store.all(ModelVersion))
     version = ModelVersion(

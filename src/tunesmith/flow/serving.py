@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from tunesmith.entities import Deployment, ModelVersion, Prediction, content_id, utc_now
@@ -11,6 +11,7 @@ from tunesmith.flow.registration import CHAMPION
 from tunesmith.project import Project, needs_extra
 
 if TYPE_CHECKING:
+    from tunesmith.models.artifact import Artifact
     from tunesmith.serve.predictor import Predictor
 
 
@@ -46,7 +47,22 @@ def load_predictor(project: Project) -> Predictor:
     version = project.store.get(ModelVersion, deployment.variants[CHAMPION])
     artifact = open_artifact(project.root / version.path, version.sha256)
     children = {child.document_type: load_calibrator(child.calibrator) for child in artifact.routing.children} if artifact.routing else {}
-    return Predictor(artifact.engine(project.root), load_calibrator(artifact.calibrator), deployment, CHAMPION, project.store, children=children)
+    return Predictor(
+        artifact.engine(project.root),
+        load_calibrator(artifact.calibrator),
+        deployment,
+        CHAMPION,
+        project.store,
+        children=children,
+        accepts=_acceptance(artifact),
+    )
+
+
+def _acceptance(artifact: Artifact) -> Callable[[float], bool] | None:
+    if artifact.acceptance is None:
+        return None
+    threshold = artifact.acceptance.threshold
+    return lambda confidence: threshold is not None and confidence >= threshold
 
 
 def predict(project: Project, texts: Sequence[str]) -> list[Prediction]:

@@ -3,6 +3,7 @@
     weights/            what was learnt: an adapter in PEFT's layout, or a whole model
     model.json          base model, task, prompt and precision
     calibrator.json     from logits to honest confidences
+    acceptance.json     which answers need no review
     chat_template.jinja the template that it was trained with; empty for an encoder
     README.md           the model card
     routing.json        with children: the threshold of the router, and of each child its document type, run and calibrator
@@ -38,6 +39,7 @@ from tunesmith.models.weights import WEIGHTS_FOLDER, fits_fast_pass
 
 MANIFEST = "manifest.json"
 _ROUTING, _ROUTER = "routing.json", "router"
+_ACCEPTANCE = "acceptance.json"
 
 
 class ModelFile(BaseModel):
@@ -77,6 +79,16 @@ class RoutingFile(BaseModel):
     children: tuple[ChildFile, ...]
 
 
+class AcceptanceFile(BaseModel):
+    """What acceptance.json holds: the least confidence before calibration of an answer that needs no review (None accepts none), and what is promised."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    rule: str
+    threshold: float | None
+    max_error: float
+    delta: float
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A model version's folder whose digests were checked.
@@ -84,12 +96,14 @@ class Artifact:
     Attributes:
         calibrator: Of the run that learnt all records.
         routing: The children and the router's threshold; None where one adapter answers all.
+        acceptance: Which answers need no review; None with children, whose answers the promise is not about.
     """
 
     folder: Path
     model: ModelFile
     calibrator: dict[str, Any]
     routing: RoutingFile | None = None
+    acceptance: AcceptanceFile | None = None
 
     def engine(self, root: Path, *, batch_size: int = 32) -> Engine | Generator | RoutedEngine:
         """Load the model as it was evaluated.
@@ -133,6 +147,7 @@ def write_artifact(
     routing: RoutingFile | None = None,
     router: Router | None = None,
     children: Mapping[str, Path] | None = None,
+    acceptance: AcceptanceFile | None = None,
 ) -> str:
     """Write a model version's folder by write-then-rename.
 
@@ -146,6 +161,7 @@ def write_artifact(
         routing: What routing.json will hold; None where one adapter answers all.
         router: Picks the adapter, where there are several.
         children: Document type -> weights of the children that `routing` names.
+        acceptance: What acceptance.json will hold.
 
     Returns:
         The manifest's SHA-256, which stands for all files.
@@ -166,6 +182,8 @@ def write_artifact(
         router.save(partial / _ROUTER)
         for child in routing.children:
             shutil.copytree(children[child.document_type], partial / child.folder)
+    if acceptance:
+        (partial / _ACCEPTANCE).write_text(acceptance.model_dump_json(indent=2), encoding="utf-8")
     digests = {str(path.relative_to(partial)): file_sha256(path) for path in sorted(partial.rglob("*")) if path.is_file()}
     (partial / MANIFEST).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
@@ -195,4 +213,5 @@ def open_artifact(folder: Path, sha256: str) -> Artifact:
         raise DataError(f"Every file of {folder.name} must match its manifest. Changed, missing or added: {', '.join(wrong)}.", hint="tunesmith register")
     model = ModelFile.model_validate_json((folder / "model.json").read_text(encoding="utf-8"))
     routing = RoutingFile.model_validate_json((folder / _ROUTING).read_text(encoding="utf-8")) if _ROUTING in expected else None
-    return Artifact(folder, model, json.loads((folder / "calibrator.json").read_text(encoding="utf-8")), routing)
+    acceptance = AcceptanceFile.model_validate_json((folder / _ACCEPTANCE).read_text(encoding="utf-8")) if _ACCEPTANCE in expected else None
+    return Artifact(folder, model, json.loads((folder / "calibrator.json").read_text(encoding="utf-8")), routing, acceptance)

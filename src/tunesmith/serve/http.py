@@ -50,6 +50,7 @@ class ClassifyResponse(BaseModel):
     model_version_id: str
     adapter: str = Field(default="", description="Which adapter answered: a document type, or parent; empty where there is one only.")
     route_confidence: float | None = Field(default=None, ge=0, le=1, description="How sure the router was of the route; null without a router.")
+    accepted: bool | None = Field(default=None, description="Whether the answer needs no review, by the model version's threshold; null where it has none.")
 
 
 class ChatMessage(BaseModel):
@@ -145,6 +146,7 @@ def create_app(predictor: Predictor, store: Store, section: ServeSection, model_
             model_version_id=found.model_version_id,
             adapter=found.adapter,
             route_confidence=found.route_confidence,
+            accepted=found.accepted,
         )
 
     @app.post("/v1/chat/completions", dependencies=[Depends(authorised)])
@@ -236,5 +238,6 @@ def _completion(prediction: Prediction, model_name: str) -> dict[str, Any]:
             "model_version_id": prediction.model_version_id,
             "adapter": prediction.adapter,
             "route_confidence": prediction.route_confidence,
+            "accepted": prediction.accepted,
         },
     }

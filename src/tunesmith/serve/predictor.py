@@ -62,8 +62,9 @@ class Predictor:
         store: Store,
         *,
         children: Mapping[str, Calibrator] | None = None,
+        accepts: Callable[[float], bool] | None = None,
     ) -> None:
-        self._engine, self._calibrator, self._store, self._children = engine, calibrator, store, children or {}
+        self._engine, self._calibrator, self._store, self._children, self._accepts = engine, calibrator, store, children or {}, accepts
         self.deployment, self.variant = deployment, variant
         self._one_at_a_time = threading.Lock()
 
@@ -113,6 +114,7 @@ class Predictor:
                 created_at=utc_now(),
                 adapter=adapters[row],
                 route_confidence=sure[row],
+                accepted=self._accepts(float(raw[row, found.chosen[row]])) if self._accepts else None,
             )
             for row, (text, answer) in enumerate(zip(texts, found.answers, strict=True))
         ]
