@@ -82,7 +82,7 @@ class TrainKeys(Section):
     """Send the plain pass through torch.compile, which takes minutes at the first steps. Needs the plain pass."""
     activation_cache: bool = False
     """Compute once what the layers below the lowest adapter make of each row, and keep it on disk for all epochs: worth it with lora_layers and
-    two epochs or more. Equal to rounding. Needs the fast pass."""
+    three epochs or more. Equal to rounding. Needs the fast pass."""
     chunked_loss: bool = True
     """Where the logits of a pass would take more than 64 MiB, as those of long answers do, make them in parts: less memory, equal to rounding."""
     seed: int = Field(default=0, ge=0)
