@@ -153,7 +153,7 @@ def test_a_loss_that_is_not_finite_names_step_and_rows(run, records):
     ("modules", "message"),
     [
         (("nothing",), "must name linear modules of the base model"),
-        (("lm_head",), "must be inside the decoder layers"),
+        (("lm_head",), "must be inside the layers"),
         (("q_proj", "embed_tokens"), "must be inside"),
     ],
 )
