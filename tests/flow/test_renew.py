@@ -110,7 +110,7 @@ def test_a_renewal_that_stopped_after_its_dataset_version_goes_on(judged, monkey
     def stop(*_, **__):
         raise RuntimeError("stopped")
 
-    place = {"train": "tunesmith.flow.loop.train", "evaluate": "tunesmith.flow.loop.evaluate", "register": "tunesmith.store.Store.put_look"}[moment]
+    place = {"train": "tunesmith.flow.loop.train_adapters", "evaluate": "tunesmith.flow.loop.evaluate", "register": "tunesmith.store.Store.put_look"}[moment]
     with monkeypatch.context() as patched:
         patched.setattr(place, stop)
         with pytest.raises(RuntimeError, match="stopped"):

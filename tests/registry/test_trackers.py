@@ -125,7 +125,7 @@ def test_mlflow_has_the_dataset_the_machine_and_the_plots(finished):
     assert json.loads(used.dataset.profile)["rows"] == finished.outcome.dataset.rows
     assert {tag.key: tag.value for tag in used.tags} == {"mlflow.data.context": "training"}
     artifacts = {each.path for each in mlflow._client.list_artifacts(mlflow.run(run.id), "report")}
-    assert artifacts == {"report/report.html", "report/intervals.svg", "report/confusion.svg", "report/reliability.svg"}
+    assert artifacts == {"report/report.html", *(f"report/{plot}.svg" for plot in ("intervals", "confusion", "reliability", "coverage_risk"))}
 
 
 def test_mlflow_watches_the_machine(tmp_path, monkeypatch):
