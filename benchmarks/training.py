@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -99,7 +99,8 @@ class Side:
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # of one that has ended already
+            self._process.stdin.close()
         self._process.terminate()
         self._process.wait()
         self._log.close()
@@ -116,8 +117,9 @@ class Side:
     def round(self) -> Round:
         """Train one round and wait for it."""
         assert self._process.stdin
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # then what it says tells why
+            self._process.stdin.write("go\n")
+            self._process.stdin.flush()
         self.rounds.append(Round(**self._told()))
         return self.rounds[-1]
 
