@@ -16,7 +16,7 @@ export DVC_NO_ANALYTICS := 1
 .PHONY: help demo demo-full test tesseract fuzz check lint docs benchmarks clean
 
 help:
-	@echo "make demo       real complaints -> fine-tuned, calibrated, registered model, in under 10 minutes on 2 cores"
+	@echo "make demo       real complaints -> fine-tuned, calibrated, registered model, in some ten minutes on 2 cores"
 	@echo "make demo-full  the same on all training rows"
 	@echo "make test       the tests"
 	@echo "make fuzz       2,000 broken files through the readers"

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from tunesmith.entities import DatasetVersion, Run, content_id, utc_now
+from tunesmith.entities import DatasetVersion, Run, content_id
 from tunesmith.errors import ConfigError, DataError
-from tunesmith.files import file_sha256
 from tunesmith.flow.dataset import embedding_model, read
-from tunesmith.flow.training import machine, train, what_is_learnt
+from tunesmith.flow.training import fitted_run, train, what_is_learnt
 from tunesmith.models.router import PARENT, Router
 from tunesmith.project import Project
 from tunesmith.train.settings import AdaptersSection
@@ -138,7 +137,7 @@ def _begins_at_parent(project: Project) -> bool:
 
 def _train_child(project: Project, dataset: DatasetVersion, own: pl.DataFrame, parent: Run, document_type: str) -> Run:
     """Train the child of a document type on the records of that type, continue it, or find it trained."""
-    from tunesmith.models.weights import WEIGHTS_FOLDER, weights_file
+    from tunesmith.models.weights import WEIGHTS_FOLDER
     from tunesmith.train.batches import encode_rows
     from tunesmith.train.checkpoint import remove_checkpoints
     from tunesmith.train.fit import fit
@@ -168,26 +167,8 @@ def _train_child(project: Project, dataset: DatasetVersion, own: pl.DataFrame, p
 
         start = project.root / parent.path / WEIGHTS_FOLDER if _begins_at_parent(project) else None
         fitted = fit(rows, project.prompt.prefix, project.base.path, project.model_section, settings, folder, report, validation=evaluated, start=start)
-        run = Run(
-            id=identity,
-            dataset_version_id=dataset.id,
-            path=str(folder.relative_to(project.root)),
-            base_model=project.base.name,
-            base_sha256=project.base.sha256,
-            strategy=settings.strategy,
-            seed=settings.seed,
-            steps=fitted.steps,
-            train_loss=fitted.train_loss,
-            seconds=fitted.seconds,
-            peak_memory_bytes=fitted.peak_memory_bytes,
-            supervised_tokens=rows.supervised_tokens,
-            tokens=fitted.tokens,
-            machine=machine(project),
-            weights_sha256=file_sha256(weights_file(folder / WEIGHTS_FOLDER)),
-            created_at=utc_now(),
-            parent=parent.id if start else None,
-            document_type=document_type,
-        )
+        made = fitted_run(project, identity, dataset, settings, rows, fitted, folder)
+        run = made.model_copy(update={"parent": parent.id if start else None, "document_type": document_type})
         project.trackers.finish(run.id)
         project.store.put(run)
         remove_checkpoints(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -18,6 +19,8 @@ from tunesmith.project import Project, needs_extra
 from tunesmith.train.settings import NOT_LEARNT, TrainSection
 
 if TYPE_CHECKING:
+    from tunesmith.train.batches import Rows
+    from tunesmith.train.fit import Fitted
     from tunesmith.train.plan import Plan
 
 # Bump when the same inputs would learn something else, or write it elsewhere.
@@ -66,6 +69,30 @@ def _memory_ratios(project: Project, runs: list[Run]) -> list[float]:
             planned = (made.peak_memory_bytes.expected - made.resident_bytes) / made.memory_scale
             ratios.append((run.peak_memory_bytes - made.resident_bytes) / planned)
     return ratios
+
+
+def fitted_run(project: Project, identity: str, dataset: DatasetVersion, settings: TrainSection, rows: Rows, fitted: Fitted, folder: Path) -> Run:
+    """Return the run that a training made, whose weights lie in its folder."""
+    from tunesmith.models.weights import WEIGHTS_FOLDER, weights_file
+
+    return Run(
+        id=identity,
+        dataset_version_id=dataset.id,
+        path=str(folder.relative_to(project.root)),
+        base_model=project.base.name,
+        base_sha256=project.base.sha256,
+        strategy=settings.strategy,
+        seed=settings.seed,
+        steps=fitted.steps,
+        train_loss=fitted.train_loss,
+        seconds=fitted.seconds,
+        peak_memory_bytes=fitted.peak_memory_bytes,
+        supervised_tokens=rows.supervised_tokens,
+        tokens=fitted.tokens,
+        machine=machine(project),
+        weights_sha256=file_sha256(weights_file(folder / WEIGHTS_FOLDER)),
+        created_at=utc_now(),
+    )
 
 
 def machine(project: Project) -> str:
@@ -117,7 +144,6 @@ def train(project: Project, dataset: DatasetVersion, made: Plan | None = None, w
             done(f"{found.id}: {found.steps:,} steps, loss {found.train_loss:.3f}", skipped=True)
         return found
     with needs_extra("train"):
-        from tunesmith.models.weights import WEIGHTS_FOLDER, weights_file
         from tunesmith.train.batches import encode_rows
         from tunesmith.train.checkpoint import remove_checkpoints
         from tunesmith.train.fit import Fitted, fit
@@ -159,24 +185,7 @@ def train(project: Project, dataset: DatasetVersion, made: Plan | None = None, w
             fitted = fit(rows, job.prefix, job.base, job.model, job.train, folder, report, validation=validation_of(project, dataset))
         else:
             fitted = fit_in_processes(project, job, rows, dataset, report)
-        run = Run(
-            id=identity,
-            dataset_version_id=dataset.id,
-            path=str(folder.relative_to(project.root)),
-            base_model=project.base.name,
-            base_sha256=project.base.sha256,
-            strategy=settings.strategy,
-            seed=settings.seed,
-            steps=fitted.steps,
-            train_loss=fitted.train_loss,
-            seconds=fitted.seconds,
-            peak_memory_bytes=fitted.peak_memory_bytes,
-            supervised_tokens=rows.supervised_tokens,
-            tokens=fitted.tokens,
-            machine=machine(project),
-            weights_sha256=file_sha256(weights_file(folder / WEIGHTS_FOLDER)),
-            created_at=utc_now(),
-        )
+        run = fitted_run(project, identity, dataset, settings, rows, fitted, folder)
         # The trackers first: a kill between the two leaves a run that the next command finishes again, in both.
         project.trackers.finish(run.id)
         project.store.put(run)
