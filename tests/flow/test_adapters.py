@@ -197,14 +197,6 @@ def test_the_plan_names_the_children(typed, cli):
     assert "invoice, letter: trained after it" in told.out
 
 
-def test_several_processes_are_refused_before_anything_is_trained(typed):
-    project = typed("launch.launcher=torchrun")
-    dataset = flow.prepare(project)
-    with pytest.raises(ConfigError, match=r"one process, so far. Received: launch.launcher torchrun"):
-        flow.train_adapters(project, dataset)
-    assert not project.store.all(Run)
-
-
 # What they are worth, and how they answer
 
 

@@ -17,6 +17,7 @@ import polars as pl
 from tunesmith.entities import DatasetVersion, Run, content_id
 from tunesmith.errors import ConfigError, DataError
 from tunesmith.flow.dataset import embedding_model, read
+from tunesmith.flow.processes import fit_job, make_job
 from tunesmith.flow.training import fitted_run, train, what_is_learnt
 from tunesmith.models.router import PARENT, Router
 from tunesmith.project import Project
@@ -62,7 +63,7 @@ def child_types(project: Project, dataset: DatasetVersion) -> list[str]:
     """Return the document types that get a child, sorted; none where `train.adapters` is not set.
 
     Raises:
-        ConfigError: the task is no classification, or runs shall train in several processes.
+        ConfigError: the task is no classification.
         DataError: no document type has enough records, one lacks records in a split, or one is called `parent`.
     """
     section = project.config.train.adapters
@@ -71,10 +72,6 @@ def child_types(project: Project, dataset: DatasetVersion) -> list[str]:
     if project.config.task.type != "classification":
         raise ConfigError(
             f"train.adapters is for classifications only, so far. Received: task.type {project.config.task.type}.", hint="Leave train.adapters out."
-        )
-    if project.config.launch.launcher != "local":
-        raise ConfigError(
-            f"Children train in one process, so far. Received: launch.launcher {project.config.launch.launcher}.", hint="Set launch.launcher: local."
         )
     records = read(project, dataset)
     return types_of(records, section)
@@ -140,7 +137,6 @@ def _train_child(project: Project, dataset: DatasetVersion, own: pl.DataFrame, p
     from tunesmith.models.weights import WEIGHTS_FOLDER
     from tunesmith.train.batches import encode_rows
     from tunesmith.train.checkpoint import remove_checkpoints
-    from tunesmith.train.fit import fit
     from tunesmith.train.validation import Validation
 
     with project.step("child") as done:
@@ -166,7 +162,7 @@ def _train_child(project: Project, dataset: DatasetVersion, own: pl.DataFrame, p
             project.trackers.log_metrics(identity, named, step)
 
         start = project.root / parent.path / WEIGHTS_FOLDER if _begins_at_parent(project) else None
-        fitted = fit(rows, project.prompt.prefix, project.base.path, project.model_section, settings, folder, report, validation=evaluated, start=start)
+        fitted = fit_job(project, make_job(project, folder, settings, start=start), rows, evaluated, report)
         made = fitted_run(project, identity, dataset, settings, rows, fitted, folder)
         run = made.model_copy(update={"parent": parent.id if start else None, "document_type": document_type})
         project.trackers.finish(run.id)

@@ -1,4 +1,6 @@
-"""A run in processes of its own: written as a job, started by torchrun, followed to its end.
+"""Where a run trains: in this process, or in processes of its own, where it is written as a job, started by torchrun and followed to its end.
+
+The task's run, the stages before it and the children after it all come through here.
 
 Only this process writes the store and the tracker; the first one of the run writes checkpoints, losses and weights. Where a process dies, torchrun ends the
 others, and the same command continues from the newest checkpoint.
@@ -10,7 +12,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from tunesmith.train.batches import Rows
     from tunesmith.train.fit import Fitted, Report
     from tunesmith.train.job import Job
+    from tunesmith.train.settings import TrainSection
     from tunesmith.train.validation import Validation
 
 _WORKER = "tunesmith.train.worker"
@@ -36,19 +39,36 @@ _LOG = "processes.log"
 _FAILURE = re.compile(r"rank\s*:\s*(\d+) \(.*?exitcode\s*:\s*(-?\d+)", re.DOTALL)
 
 
-def make_job(project: Project, folder: Path) -> Job:
-    """Return what a process needs to train the run of the present settings into a folder.
+def make_job(
+    project: Project,
+    folder: Path,
+    train: TrainSection | None = None,
+    *,
+    base: Path | None = None,
+    prefix: Sequence[int] | None = None,
+    start: Path | None = None,
+) -> Job:
+    """Return what a process needs to train a run into a folder: that of the present settings, where nothing else is given.
+
+    Args:
+        project: The project.
+        folder: Where to.
+        train: The section `train` of the run.
+        base: Folder of the base model, where a stage was merged into it.
+        prefix: Token ids that every prompt starts with; the task's own when None.
+        start: Weights that the run goes on with.
 
     Raises:
         ConfigError: `launch.fsdp` with a strategy that trains few weights.
     """
     with needs_extra("train"):
         from tunesmith.train.job import Job
-    launch, train = project.config.launch, project.config.train
+    launch, train = project.config.launch, train or project.config.train
     if launch.fsdp and train.strategy != "full":
         raise ConfigError(f"launch.fsdp shares out what learns, which must be all weights: train.strategy full. Received: {train.strategy}.")
+    shared = project.prompt.prefix if prefix is None else prefix
     n, fsdp = launch.n_processes, launch.fsdp
-    return Job(folder, project.base.path, project.model_section, train, project.config.task, tuple(project.prompt.prefix), n, fsdp)
+    return Job(folder, base or project.base.path, project.model_section, train, project.config.task, tuple(shared), n, fsdp, start)
 
 
 def validation_of(project: Project, dataset: DatasetVersion) -> Validation | None:
@@ -60,42 +80,47 @@ def validation_of(project: Project, dataset: DatasetVersion) -> Validation | Non
     return Validation.of(read(project, dataset).filter(pl.col("split") == "validation"), project.prompt, project.config.train)
 
 
-def fit_in_processes(project: Project, job: Job, rows: Rows, dataset: DatasetVersion, report: Report) -> Fitted:
-    """Train a run in the processes of the section `launch`.
+def fit_job(project: Project, job: Job, rows: Rows, validation: Validation | None, report: Report) -> Fitted:
+    """Train a run where the section `launch` says.
 
     Args:
         project: The project.
         job: The run.
         rows: Its training rows.
-        dataset: Its dataset version.
+        validation: What it is evaluated on while it trains, or None.
         report: Receives the figures of logged steps and of evaluations.
 
     Raises:
-        BackendError: a process died, or said what `fit` raises.
+        BackendError: a process died.
         Terminated: SIGTERM came, and the running step was saved.
+        And what `fit` raises.
     """
-    from tunesmith.train.fit import Fitted
+    from tunesmith.train.fit import Fitted, fit
+    from tunesmith.train.job import remove_rows
 
-    save_job(project, job, rows, dataset)
+    if project.config.launch.launcher == "local":
+        fitted = fit(rows, job.prefix, job.base, job.model, job.train, job.folder, report, validation=validation, start=job.start)
+    else:
+        save_job(job, rows, validation)
+        fitted = Fitted(**_fit_in_processes(project, job.folder, report))
+    remove_rows(job.folder)
+    return fitted
+
+
+def _fit_in_processes(project: Project, folder: Path, report: Report) -> dict[str, Any]:
     launch = project.config.launch
     if launch.nnodes > 1:
         with project.step("launch") as done:
-            done(f"on each of the other {launch.nnodes - 1} machines: {shlex.join(_command(launch, job.folder))}")
-    fitted = run_processes(job.folder, launch, report)
+            done(f"on each of the other {launch.nnodes - 1} machines: {shlex.join(_command(launch, folder))}")
+    fitted = run_processes(folder, launch, report)
     if fitted is None:
-        raise BackendError("The first process of a run must tell what came out. Received: nothing.", hint=f"Look into {job.folder / _LOG}")
-    return Fitted(**fitted)
+        raise BackendError("The first process of a run must tell what came out. Received: nothing.", hint=f"Look into {folder / _LOG}")
+    return fitted
 
 
-def save_job(project: Project, job: Job, rows: Rows, dataset: DatasetVersion) -> None:
+def save_job(job: Job, rows: Rows, validation: Validation | None) -> None:
     """Write the job with its rows."""
-    evaluates = project.config.train.eval_steps is not None
-    job.save(lambda: rows, (lambda: _some(validation_of(project, dataset))) if evaluates else None)
-
-
-def _some(validation: Validation | None) -> Validation:
-    assert validation is not None  # noqa: S101 - train.eval_steps is set
-    return validation
+    job.save(lambda: rows, (lambda: validation) if validation else None)
 
 
 def run_processes(folder: Path, launch: LaunchSection, report: Report, *, kill_at: int | None = None) -> dict[str, Any] | None:

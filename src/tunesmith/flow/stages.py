@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from tunesmith.data.read import read_documents
 from tunesmith.data.settings import Source
 from tunesmith.entities import content_id
-from tunesmith.errors import ConfigError, DataError, NotFoundError, RefusedError
+from tunesmith.errors import DataError, NotFoundError, RefusedError
 from tunesmith.files import file_sha256, write_json
+from tunesmith.flow.processes import fit_job, make_job
 from tunesmith.project import Project
 from tunesmith.train.settings import StageSection, TrainSection
 
@@ -88,20 +89,17 @@ def train_stages(project: Project) -> Begun | None:
         RefusedError: a stage broke its budget.
         NotFoundError: a stage's file does not exist.
         DataError: it cannot be read or used.
-        ConfigError: a stage continues weights of another shape, or stages shall train in several processes.
+        ConfigError: a stage continues weights of another shape, or does not go together with `launch`.
         BackendError: a loss is not finite.
     """
     from tunesmith.models.weights import WEIGHTS_FOLDER, weights_file
-    from tunesmith.train.fit import fit
     from tunesmith.train.stages import mix_replay, stage_data
 
     section = project.config.train
     if not section.stages:
         return None
-    if project.config.launch.launcher != "local":
-        raise ConfigError(
-            f"Stages train in one process, so far. Received: launch.launcher {project.config.launch.launcher}.", hint="Set launch.launcher: local."
-        )
+    for settings in (*map(section.of_stage, section.stages), section):
+        make_job(project, project.state, settings)  # what does not go together is told before anything is trained
     begun = Begun("", project.base.path, None, {}, _read_probes(project, project.base.path, None, {}), [])
     for stage in section.stages:
         identity = _stage_id(project, stage, begun.id)
@@ -123,7 +121,7 @@ def train_stages(project: Project) -> Begun | None:
                     project.progress.advance(at, n, f"{name}, loss {figures['loss']:.3f}" if "loss" in figures else name)
 
                 if not (folder / WEIGHTS_FOLDER).exists():
-                    fit(learnt, [], base, project.model_section, settings, folder, report, start=start)
+                    fit_job(project, make_job(project, folder, settings, base=base, prefix=(), start=start), learnt, None, report)
                 readings = _read_probes(project, base, folder / WEIGHTS_FOLDER, begun.data | {stage.name: data})
                 rows = _compare(project, stage.name, before, readings)
                 write_json(folder / STAGES_FILE, {"name": stage.name, "readings": {name: values.tolist() for name, values in readings.items()}, "rows": rows})

@@ -13,7 +13,7 @@ import polars as pl
 from tunesmith.entities import DatasetVersion, Run, content_id, utc_now
 from tunesmith.files import file_sha256, write_json
 from tunesmith.flow.dataset import read
-from tunesmith.flow.processes import fit_in_processes, make_job, validation_of
+from tunesmith.flow.processes import fit_job, make_job, validation_of
 from tunesmith.flow.stages import finish_task, stages_id, task_rows, train_stages
 from tunesmith.project import Project, needs_extra
 from tunesmith.train.settings import NOT_LEARNT, TrainSection
@@ -146,8 +146,7 @@ def train(project: Project, dataset: DatasetVersion, made: Plan | None = None, w
     with needs_extra("train"):
         from tunesmith.train.batches import encode_rows
         from tunesmith.train.checkpoint import remove_checkpoints
-        from tunesmith.train.fit import Fitted, fit
-        from tunesmith.train.job import remove_rows
+        from tunesmith.train.fit import Fitted
     made = made or plan(project, dataset)
     begun = train_stages(project)
     with project.step("train") as done:
@@ -171,26 +170,22 @@ def train(project: Project, dataset: DatasetVersion, made: Plan | None = None, w
                 watch(step, steps, figures)
 
         told: dict[str, float] = {}
-        job = make_job(project, folder)
-        if begun is not None:
+        validation = validation_of(project, dataset)
+        if begun is None:
+            fitted = fit_job(project, make_job(project, folder), rows, validation, report)
+        else:
             # A run that was refused is not trained again, only measured.
             kept = folder / "fitted.json"
             if not kept.exists():
-                mixed, validation = task_rows(project, begun, rows), validation_of(project, dataset)
-                made_of = fit(mixed, [], begun.base, job.model, job.train, folder, report, validation=validation, start=begun.weights)
-                write_json(kept, asdict(made_of))
+                job = make_job(project, folder, base=begun.base, prefix=(), start=begun.weights)
+                write_json(kept, asdict(fit_job(project, job, task_rows(project, begun, rows), validation, report)))
             fitted = Fitted(**json.loads(kept.read_text(encoding="utf-8")))
             finish_task(project, begun, folder)
-        elif project.config.launch.launcher == "local":
-            fitted = fit(rows, job.prefix, job.base, job.model, job.train, folder, report, validation=validation_of(project, dataset))
-        else:
-            fitted = fit_in_processes(project, job, rows, dataset, report)
         run = fitted_run(project, identity, dataset, settings, rows, fitted, folder)
         # The trackers first: a kill between the two leaves a run that the next command finishes again, in both.
         project.trackers.finish(run.id)
         project.store.put(run)
         remove_checkpoints(folder)
-        remove_rows(folder)
         done(f"{run.id}: {run.steps:,} steps, loss {run.train_loss:.3f}, {run.tokens / run.seconds:,.0f} tokens a second")
         return run
 

@@ -16,7 +16,7 @@ import polars as pl
 from tunesmith.entities import DatasetVersion
 from tunesmith.errors import BackendError
 from tunesmith.flow.dataset import read
-from tunesmith.flow.processes import make_job, run_processes, save_job, with_settings
+from tunesmith.flow.processes import make_job, run_processes, save_job, validation_of, with_settings
 from tunesmith.project import Project, needs_extra
 
 _STEPS_COMPARED = 5
@@ -57,7 +57,7 @@ def verify_resume(project: Project, dataset: DatasetVersion) -> Verified:
         logged: dict[str, list[dict[str, float]]] = {}
         for name, kills in (("uninterrupted", (last,)), ("killed", (checkpoint + 1, last))):
             twin = with_settings(job, folder / name, save_steps=checkpoint, logging_steps=1)
-            save_job(project, twin, rows, dataset)
+            save_job(twin, rows, validation_of(project, dataset))
             for kill_at in kills:
                 run_processes(twin.folder, launch, lambda step, _, figures: project.progress.advance(step, last, ""), kill_at=kill_at)
             found = [json.loads(line) for line in (twin.folder / "losses.jsonl").read_text(encoding="utf-8").splitlines()]

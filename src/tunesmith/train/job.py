@@ -40,6 +40,7 @@ class Job:
         prefix: Token ids that every prompt starts with.
         n_processes: How many train together.
         fsdp: Whether weights, gradients and optimizer state are shared out among them.
+        start: Weights that the run goes on with, of an earlier stage or of a parent; None begins as the strategy does.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class Job:
     prefix: tuple[int, ...]
     n_processes: int = 1
     fsdp: bool = False
+    start: Path | None = None
 
     def save(self, rows: Callable[[], Rows], validation: Callable[[], Validation] | None) -> None:
         """Write the job, and the rows where they are not there yet.
@@ -63,6 +65,7 @@ class Job:
         if validation:
             _write_once(self.folder / _VALIDATION, lambda into: _write_validation(validation(), into))
         values = {"base": str(self.base), "prefix": list(self.prefix), "n_processes": self.n_processes, "fsdp": self.fsdp}
+        values |= {"start": str(self.start) if self.start else None}
         sections = {name: getattr(self, name).model_dump(mode="json") for name in ("model", "train", "task")}
         write_json(self.folder / JOB_FILE, {**values, **sections})
 
@@ -71,7 +74,8 @@ class Job:
         """Read what `save` wrote."""
         told = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
         sections = {name: kind.model_validate(told[name]) for name, kind in (("model", ModelSection), ("train", TrainSection), ("task", TaskSection))}
-        return cls(folder, Path(told["base"]), prefix=tuple(told["prefix"]), n_processes=told["n_processes"], fsdp=told["fsdp"], **sections)  # type: ignore[arg-type]
+        start = Path(told["start"]) if told["start"] else None
+        return cls(folder, Path(told["base"]), prefix=tuple(told["prefix"]), n_processes=told["n_processes"], fsdp=told["fsdp"], start=start, **sections)  # type: ignore[arg-type]
 
     def rows(self) -> Rows:
         """Return the training rows; their token ids stay on disk until they are read."""

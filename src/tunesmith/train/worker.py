@@ -57,6 +57,7 @@ def main() -> None:
                 validation=job.validation(),
                 processes=processes,
                 fsdp=job.fsdp,
+                start=job.start,
             )
         if tells:
             tell({"fitted": asdict(fitted)})
