@@ -95,6 +95,18 @@ def test_shapes_at_the_edge(base, forward, prefix, prompts, answers):
     assert_same_pass(adapted(base), prefix, prompts, answers, forward=forward)
 
 
+def test_adapters_of_other_ranks_are_switched_to_and_back(base):
+    """The products hold one adapter at a time, side by side with the weights: what another left there must not count."""
+    model = adapted(base, rank=3)
+    model.add_adapter("other", LoraConfig(r=5, lora_alpha=5, target_modules=["q_proj", "up_proj"], init_lora_weights=False))
+    fast, rows = FastLlama(plain_model(model)), ([5, 6], [[11, 12, 13], [21]], [[14, 2], [22, 23, 2]])
+    for name in ("default", "other", "default"):
+        fast.switch(name)
+        model.set_adapter(name)
+        with torch.no_grad():
+            torch.testing.assert_close(loss_of(fast, *rows), reference_loss(model, *rows), rtol=1e-4, atol=1e-5)
+
+
 def test_adapters_in_upper_layers_only(base):
     assert_same_pass(adapted(base, layers=[1]), [5, 6], [[11, 12], [13]], [[14, 2], [15, 2]])
 
@@ -142,7 +154,7 @@ def test_weights_are_not_held_twice(base):
     model = adapted(base)
     fast = FastLlama(plain_model(model))
     attention = plain_model(model).model.layers[0].self_attn
-    storage = fast._layers[0].qkv.untyped_storage().data_ptr()
+    storage = fast._layers[0].qkv.joined.untyped_storage().data_ptr()
     assert {getattr(attention, name).base_layer.weight.untyped_storage().data_ptr() for name in ("q_proj", "k_proj", "v_proj")} == {storage}
 
 

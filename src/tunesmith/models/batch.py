@@ -27,6 +27,7 @@ class Batch:
         positions: shape (n_positions,). Places in the flattened `input_ids` whose next token is asked for.
         targets: shape (n_positions,). The right next tokens; empty when only scoring.
         weights: shape (n_positions,), float32. What each target counts in the loss; empty when only scoring.
+        first_column: The first column of `input_ids` that has one of the positions.
         records: shape (n_rows, n_columns). Of packs: the number of the record that a token belongs to, -1 of padding. None where a row is a record.
         trunk: shape (n_prefix + n_rows * n_columns, D). What the frozen lower layers make of the tokens, where that is known already (fast pass).
     """
@@ -36,6 +37,7 @@ class Batch:
     positions: Tensor
     targets: Tensor
     weights: Tensor
+    first_column: int = 0
     records: Tensor | None = None
     trunk: Tensor | None = None
 
@@ -55,7 +57,7 @@ def training_batch(prefix: Sequence[int], prompts: Sequence[Sequence[int]], answ
     positions = [start + step for start, answer in zip(starts, answers, strict=True) for step in range(len(answer))]
     targets = torch.tensor([token for answer in answers for token in answer])
     counts = torch.tensor([weight for weight, answer in zip(weights or [1.0] * len(answers), answers, strict=True) for _ in answer])
-    return Batch(torch.tensor(prefix, dtype=torch.long), input_ids, torch.tensor(positions), targets, counts)
+    return _batch(prefix, input_ids, positions, targets, counts)
 
 
 def packed_batch(prefix: Sequence[int], prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], weights: Sequence[float], width: int) -> Batch:
@@ -83,7 +85,7 @@ def packed_batch(prefix: Sequence[int], prompts: Sequence[Sequence[int]], answer
             order.append(record)
     targets = torch.tensor([token for record in order for token in answers[record]])
     counts = torch.tensor([weights[record] for record in order for _ in answers[record]])
-    return Batch(torch.tensor(prefix, dtype=torch.long), input_ids, torch.tensor(positions), targets, counts, owners)
+    return _batch(prefix, input_ids, positions, targets, counts, owners)
 
 
 def packed(lengths: Sequence[int], width: int) -> list[list[int]]:
@@ -105,7 +107,12 @@ def scoring_batch(prefix: Sequence[int], rows: Sequence[Sequence[int]]) -> Batch
     """Build a batch that asks for the token after the last one of each row."""
     input_ids = _pad(rows)
     positions = [row * input_ids.shape[1] + len(ids) - 1 for row, ids in enumerate(rows)]
-    return Batch(torch.tensor(prefix, dtype=torch.long), input_ids, torch.tensor(positions), torch.empty(0, dtype=torch.long), torch.empty(0))
+    return _batch(prefix, input_ids, positions, torch.empty(0, dtype=torch.long), torch.empty(0))
+
+
+def _batch(prefix: Sequence[int], input_ids: Tensor, positions: Sequence[int], targets: Tensor, weights: Tensor, records: Tensor | None = None) -> Batch:
+    first_column = min(position % input_ids.shape[1] for position in positions)
+    return Batch(torch.tensor(prefix, dtype=torch.long), input_ids, torch.tensor(positions), targets, weights, first_column, records)
 
 
 def _pad(rows: Sequence[Sequence[int]]) -> Tensor:

@@ -148,8 +148,9 @@ def _convert_gguf(gguf: Path, base: BaseModel) -> None:
         # transformers marks the loaded model as quantised, although its tensors are plain, and then refuses to save or
         # train it. A fresh model of the same configuration without the mark takes the tensors over.
         settings = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
-        model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(settings), dtype=torch.float32)
-        model.load_state_dict(loaded.state_dict())
+        with torch.device("meta"):  # no weights are drawn that are replaced at once
+            model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(settings), dtype=torch.float32)
+        model.load_state_dict(loaded.state_dict(), assign=True)
         model.tie_weights()
         model.generation_config = loaded.generation_config
         model.save_pretrained(partial)

@@ -4,12 +4,14 @@ The pass of transformers and PEFT spends two thirds of a training step outside t
 operations one by one, and LoRA's thin products beside each linear layer. Here each decoder layer is one autograd function
 whose backward pass is derived by hand, as Unsloth does on GPUs:
 
-- q, k, v are one product, gate and up another; LoRA's second product is added in place;
+- q, k, v are one product, gate and up another, and LoRA's second product is part of each: y = [x, x A'] [W, B]', so that one
+  product gives what the weights and the adapter add, and its backward pass the gradients of both;
 - a batch's shared prefix is computed once and attended to by every row (its gradient is the sum over the rows);
 - nothing is computed for the gradient of the embeddings, the norms or the frozen weights;
-- master weights of the adapters stay in float32, their copies in the compute dtype are made once a pass.
+- master weights of the adapters stay in float32; B's copy in the compute dtype stands beside W and is written once a pass.
 
-Only supervised positions reach the language-model head, as two-dimensional products. Equality with transformers, loss and
+Only supervised positions reach the language-model head, as two-dimensional products, and the last layer computes its queries
+and its MLP from the first column on that has one of them. Equality with transformers, loss and
 gradients, is tested in float32 (relative error below 1e-4) and bounded in bfloat16; `model.forward: plain` turns this off.
 
 Shapes: N = n_prefix + n_rows * n_columns flat tokens, prefix first; D hidden size; H heads; K key-value heads; d head size.
@@ -19,7 +21,7 @@ Source: Touvron et al. 2023 (Llama); Hu et al. 2022 (LoRA); Su et al. 2021 (rota
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,20 +47,118 @@ def supports(config: Any) -> bool:
 
 
 @dataclass(frozen=True)
+class _Part:
+    """One linear layer in a product. A: (r, n_in), B: (n_out, r), float32 masters, of rank 0 where it has no adapter."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    rows: slice
+    """Where its outputs stand among the product's."""
+    ranks: slice
+    """Where its x A' stands behind the product's input."""
+
+
+class _Product:
+    """Linear layers that read the same input x: y = [x, x A'] [W, B]', A and B those of all their adapters (B block by block).
+
+    Attributes:
+        joined: [W, B], shape (n_out, n_in + R), in the compute dtype; R is the sum of the ranks. W is frozen.
+    """
+
+    def __init__(self, linears: Sequence[Any]) -> None:
+        self._linears = linears
+        self.joined = torch.cat([_layer(linear).weight.detach() for linear in linears])
+        self.n_in: int = self.joined.shape[1]
+        self.parts: list[_Part] = []
+        self._widen(0)
+
+    def switch(self, adapter: str) -> None:
+        """Take another adapter, by its name in PEFT; the active one when empty."""
+        self.parts, row, rank = [], 0, 0
+        for linear in self._linears:
+            a, b, scale = _adapter(linear, adapter)
+            self.parts.append(_Part(a, b, scale, slice(row, row + len(b)), slice(rank, rank + len(a))))
+            row, rank = row + len(b), rank + len(a)
+        if self.n_in + rank != self.joined.shape[1]:
+            self._widen(rank)
+        self.joined[:, self.n_in :] = 0  # off the blocks it stays so
+
+    def _widen(self, rank: int) -> None:
+        """Make room for B; the modules' own weights become views, so that nothing is held twice."""
+        frozen, row = self.joined[:, : self.n_in], 0
+        self.joined = frozen.new_zeros(len(frozen), self.n_in + rank)
+        self.joined[:, : self.n_in] = frozen
+        for linear in self._linears:
+            layer = _layer(linear)
+            layer.weight.data = self.joined[row : row + len(layer.weight), : self.n_in]
+            row += len(layer.weight)
+
+    @property
+    def rank(self) -> int:
+        """R: the sum of the ranks of its adapters."""
+        return self.joined.shape[1] - self.n_in
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Write what B's masters are now beside W. Workers that do so at the same time write the same."""
+        for part in self.parts:
+            if part.b.shape[1]:
+                torch.mul(part.b, part.scale, out=self.joined[part.rows, self.n_in + part.ranks.start : self.n_in + part.ranks.stop])
+
+    def input(self, like: Tensor) -> Tensor:
+        """Return an empty [x, x A'] for the tokens of `like`, shape (N, n_in + R)."""
+        return like.new_empty(len(like), self.joined.shape[1])
+
+    def forward(self, wide: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Fill in x A' and multiply.
+
+        Args:
+            wide: [x, anything], shape (N, n_in + R).
+            residual: Added to the product.
+
+        Returns:
+            y, shape (N, n_out), and A in the compute dtype, (R, n_in), for the backward pass.
+        """
+        a = torch.cat([part.a for part in self.parts]).to(wide.dtype)
+        if len(a):
+            torch.mm(wide[:, : self.n_in], a.t(), out=wide[:, self.n_in :])
+        return (wide @ self.joined.t() if residual is None else torch.addmm(residual, wide, self.joined.t())), a
+
+    def backward(self, gradient: Tensor, wide: Tensor, a: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the gradient of x, shape (N, n_in), and those of A and B of each part in turn."""
+        grad_wide = gradient @ self.joined
+        x, low = wide[:, : self.n_in], wide[:, self.n_in :]
+        grad_x, grad_low = grad_wide[:, : self.n_in], grad_wide[:, self.n_in :]
+        if not len(a):
+            return grad_x, [each for part in self.parts for each in (torch.zeros_like(part.a), torch.zeros_like(part.b))]
+        grad_a, grad_b = grad_low.t() @ x, gradient.t() @ low
+        return grad_x.addmm_(grad_low, a), [each for part in self.parts for each in (grad_a[part.ranks], grad_b[part.rows, part.ranks] * part.scale)]
+
+
+@dataclass(frozen=True)
 class _Weights:
-    """Frozen weights of one layer in the compute dtype. qkv: ((H + 2K) d, D); o: (D, H d); gate_up: (2 I, D); down: (D, I)."""
+    """One layer. qkv: (H + 2K) d outputs of D inputs; o: D of H d; gate_up: 2 I of D; down: D of I. Norms: (D,), in the compute dtype."""
 
     norm1: Tensor
-    qkv: Tensor
-    o: Tensor
+    qkv: _Product
+    o: _Product
     norm2: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: _Product
+    down: _Product
+
+    @property
+    def products(self) -> tuple[_Product, ...]:
+        return self.qkv, self.o, self.gate_up, self.down
 
 
 @dataclass(frozen=True)
 class _Geometry:
-    """What all layers of one pass share. cos, sin: (N, d / 2); mask: (1, H / K * n_columns, n_prefix + n_columns), added to scores."""
+    """What all layers of one pass share, the last one apart.
+
+    cos, sin: (N, d / 2); mask: (1, H / K * n_queries, n_prefix + n_columns), added to scores. Outputs are made for the prefix and all columns
+    or, where `first` is not None, for the columns of the rows from it on: n_queries = n_columns - first.
+    """
 
     n_prefix: int
     n_rows: int
@@ -71,10 +171,23 @@ class _Geometry:
     sin: Tensor
     mask: Tensor
     prefix_mask: Tensor
+    first: int | None = None
 
     @property
     def n_tokens(self) -> int:
         return self.n_prefix + self.n_rows * self.n_columns
+
+    @property
+    def n_queries(self) -> int:
+        return self.n_columns - (self.first or 0)
+
+    def wanted(self, tokens: Tensor) -> Tensor:
+        """Return a view of those of (N, n) that outputs are made for: (N, n) or (n_rows, n_queries, n)."""
+        return tokens if self.first is None else tokens[self.n_prefix :].view(self.n_rows, self.n_columns, -1)[:, self.first :]
+
+    def from_column(self, first: int) -> _Geometry:
+        """Return what a layer has whose outputs are wanted from a column of the rows on."""
+        return replace(self, first=first, mask=self.mask.view(1, self.group, self.n_columns, -1)[:, :, first:].flatten(1, 2))
 
 
 class FastLlama:
@@ -101,17 +214,15 @@ class FastLlama:
         self._norm = decoder.norm.weight.detach().float()
         # In float32: at the logits' size bfloat16 has steps of 1/8, which would tie labels and round the loss.
         self._head: Tensor = model.lm_head.weight.detach().float()
-        self._layers, self._linears = [], []
-        for layer in decoder.layers:
-            linears = [layer.get_submodule(name) for name in _LINEARS]
-            self._layers.append(_fuse(layer, [getattr(linear, "base_layer", linear) for linear in linears]))
-            self._linears.append(linears)
+        self._layers = [_layer_weights(layer) for layer in decoder.layers]
         self.switch()
 
     def switch(self, adapter: str = "") -> None:
         """Compute with another adapter of the model from now on, by its name in PEFT; the active one when empty."""
-        self._adapters = [[_adapter(linear, self.dtype, adapter) for linear in linears] for linears in self._linears]
-        adapted = [number for number, adapters in enumerate(self._adapters) if any(len(down) for down, _, _ in adapters)]
+        for weights in self._layers:
+            for product in weights.products:
+                product.switch(adapter)
+        adapted = [number for number, weights in enumerate(self._layers) if any(product.rank for product in weights.products)]
         self.n_frozen = adapted[0] if adapted else len(self._layers)
         """Lowest layers without adapters: whatever is learnt, they make the same of a token."""
 
@@ -134,10 +245,15 @@ class FastLlama:
 
     def states(self, batch: Batch) -> Tensor:
         """Return what the head reads at the batch's positions: shape (n_positions, D), float32; differentiable in the adapters' weights."""
-        geometry = self._geometry(batch)
-        hidden = self._through(0, self.n_frozen, self._embedded(batch), geometry) if batch.trunk is None else batch.trunk
-        hidden = self._through(self.n_frozen, len(self._layers), hidden, geometry)
-        chosen = hidden[geometry.n_prefix + batch.positions].float()
+        geometry, n_layers = self._geometry(batch), len(self._layers)
+        if batch.trunk is None:
+            hidden = self._through(0, n_layers - 1, self._embedded(batch), geometry)
+        else:
+            hidden = self._through(self.n_frozen, n_layers - 1, batch.trunk, geometry)
+        last = geometry.from_column(batch.first_column)
+        hidden = self._through(n_layers - 1, n_layers, hidden, last)
+        rows, columns = batch.positions // last.n_columns, batch.positions % last.n_columns
+        chosen = hidden[rows * last.n_queries + columns - batch.first_column].float()
         states: Tensor = _RmsNorm.apply(chosen, self._norm, self._epsilon)  # type: ignore[no-untyped-call]
         return states
 
@@ -150,9 +266,12 @@ class FastLlama:
         return self._embedding[torch.cat([batch.prefix, batch.input_ids.flatten()])]
 
     def _through(self, first: int, after: int, hidden: Tensor, geometry: _Geometry) -> Tensor:
-        for weights, adapters in zip(self._layers[first:after], self._adapters[first:after], strict=True):
-            copies = [copy for down, up, scale in adapters for copy in (down.to(self.dtype), (up * scale).to(self.dtype))]
-            hidden = _DecoderLayer.apply(hidden, weights, geometry, *copies)  # type: ignore[no-untyped-call]
+        for weights in self._layers[first:after]:
+            masters = []
+            for product in weights.products:
+                product.write()
+                masters += [master for part in product.parts for master in (part.a, part.b)]
+            hidden = _DecoderLayer.apply(hidden, weights, geometry, *masters)  # type: ignore[no-untyped-call]
         return hidden
 
     def _geometry(self, batch: Batch) -> _Geometry:
@@ -179,36 +298,33 @@ class FastLlama:
         return torch.full((size, size), torch.finfo(self.dtype).min / 2, dtype=self.dtype).triu_(1)
 
 
-def _fuse(layer: Any, linears: Sequence[Any]) -> _Weights:
-    """Concatenate the weights that read the same input and make the modules' own weights views of the result."""
-    q, k, v, o, gate, up, down = linears
-    fused = []
-    for parts in ((q, k, v), (gate, up)):
-        whole = torch.cat([part.weight.detach() for part in parts])
-        for part, view in zip(parts, torch.split(whole, [len(part.weight) for part in parts]), strict=True):
-            part.weight.data = view
-        fused.append(whole)
-    return _Weights(
-        layer.input_layernorm.weight.detach(), fused[0], o.weight.detach(), layer.post_attention_layernorm.weight.detach(), fused[1], down.weight.detach()
-    )
+def _layer_weights(layer: Any) -> _Weights:
+    q, k, v, o, gate, up, down = (layer.get_submodule(name) for name in _LINEARS)
+    norm1, norm2 = layer.input_layernorm.weight.detach(), layer.post_attention_layernorm.weight.detach()
+    return _Weights(norm1, _Product([q, k, v]), _Product([o]), norm2, _Product([gate, up]), _Product([down]))
 
 
-def _adapter(linear: Any, dtype: torch.dtype, name: str) -> tuple[Tensor, Tensor, float]:
+def _layer(linear: Any) -> Any:
+    """Return the frozen layer under PEFT's."""
+    return getattr(linear, "base_layer", linear)
+
+
+def _adapter(linear: Any, name: str) -> tuple[Tensor, Tensor, float]:
     """Return LoRA's A (r, n_in), B (n_out, r) and scale; of rank 0 where a linear layer has no adapter."""
     name = name or (linear.active_adapters[0] if hasattr(linear, "lora_A") else "")
     if name in getattr(linear, "lora_A", ()):
         return linear.lora_A[name].weight, linear.lora_B[name].weight, linear.scaling[name]
     n_out, n_in = linear.weight.shape
-    return torch.empty(0, n_in, dtype=dtype), torch.empty(n_out, 0, dtype=dtype), 1.0
+    return torch.empty(0, n_in), torch.empty(n_out, 0), 1.0
 
 
-def _rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the norm's output, the normalised input, both (N, D), and the inverse root mean square (N, 1)."""
+def _rms_norm(x: Tensor, weight: Tensor, epsilon: float, output: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the norm's output, written to `output` when given, the normalised input, both (N, D), and the inverse root mean square (N, 1)."""
     square_sum = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
     # Summed in float32, multiplied in the compute dtype: a product of two dtypes takes five times as long.
     inverse = square_sum.div_(x.shape[-1]).add_(epsilon).rsqrt_().to(x.dtype)
     normalised = x * inverse
-    return normalised * weight, normalised, inverse
+    return torch.mul(normalised, weight, out=output), normalised, inverse
 
 
 def _rms_norm_backward(gradient: Tensor, weight: Tensor, normalised: Tensor, inverse: Tensor) -> Tensor:
@@ -241,7 +357,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, at: _Geometry) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _attend(q: Tensor, k: Tensor, v: Tensor, at: _Geometry, output: Tensor) -> tuple[Tensor, ...]:
     """Causal attention of the prefix to itself, and of each row to the prefix and to itself.
 
     Args:
@@ -249,56 +365,67 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, at: _Geometry) -> tuple[Tensor, tup
         k: (N, K, d), rotated already.
         v: (N, K, d).
         at: What all layers share.
+        output: Where to write the heads' outputs, (n_outputs, H d).
 
     Returns:
-        The heads' outputs (N, H d), and what the backward pass needs.
+        What the backward pass needs.
     """
-    n_prefix, n_rows, n_columns, n_kv, group, d = at.n_prefix, at.n_rows, at.n_columns, at.n_kv_heads, at.group, at.head_dim
-    output = q.new_empty(at.n_tokens, n_kv, group, d)
+    n_prefix, n_rows, n_kv, group, d = at.n_prefix, at.n_rows, at.n_kv_heads, at.group, at.head_dim
     # Keys and values of the rows, the prefix's in front of each: (n_rows, K, n_prefix + n_columns, d).
-    keys = k.new_empty(n_rows, n_kv, n_prefix + n_columns, d)
+    keys = k.new_empty(n_rows, n_kv, n_prefix + at.n_columns, d)
     values = torch.empty_like(keys)
     for joined, flat in ((keys, k), (values, v)):
         joined[:, :, :n_prefix] = flat[:n_prefix].transpose(0, 1)
-        joined[:, :, n_prefix:] = flat[n_prefix:].view(n_rows, n_columns, n_kv, d).transpose(1, 2)
+        joined[:, :, n_prefix:] = flat[n_prefix:].view(n_rows, -1, n_kv, d).transpose(1, 2)
     keys, values = keys.view(n_rows * n_kv, -1, d), values.view(n_rows * n_kv, -1, d)
     # The heads of a group share keys: they stand below each other as more queries, and no key is copied.
-    queries = q[n_prefix:].view(n_rows, n_columns, n_kv, group, d).permute(0, 2, 3, 1, 4).reshape(n_rows * n_kv, group * n_columns, d)
+    queries = q[n_prefix:].view(n_rows, -1, n_kv, group, d)[:, at.first or 0 :].permute(0, 2, 3, 1, 4).reshape(n_rows * n_kv, -1, d)
     weights = torch.baddbmm(at.mask, queries, keys.transpose(1, 2), alpha=d**-0.5).softmax(-1)
-    attended = torch.bmm(weights, values).view(n_rows, n_kv, group, n_columns, d)
-    output[n_prefix:].view(n_rows, n_columns, n_kv, group, d).copy_(attended.permute(0, 3, 1, 2, 4))
+    attended = torch.bmm(weights, values).view(n_rows, n_kv, group, -1, d).permute(0, 3, 1, 2, 4)
+    output = output.view(-1, n_kv, group, d)
+    if at.first is not None:
+        output.view(n_rows, -1, n_kv, group, d).copy_(attended)
+        return queries, keys, values, weights
+    output[n_prefix:].view(n_rows, -1, n_kv, group, d).copy_(attended)
     prefix_queries = q[:n_prefix].permute(1, 2, 0, 3).reshape(n_kv, group * n_prefix, d)
     prefix_keys, prefix_values = k[:n_prefix].transpose(0, 1), v[:n_prefix].transpose(0, 1)
     prefix_weights = torch.baddbmm(at.prefix_mask, prefix_queries, prefix_keys.transpose(1, 2), alpha=d**-0.5).softmax(-1)
     output[:n_prefix].copy_(torch.bmm(prefix_weights, prefix_values).view(n_kv, group, n_prefix, d).permute(2, 0, 1, 3))
-    return output.view(at.n_tokens, -1), (queries, keys, values, weights, prefix_queries, prefix_weights)
+    return queries, keys, values, weights, prefix_queries, prefix_weights
 
 
 def _attend_backward(gradient: Tensor, saved: Sequence[Tensor], at: _Geometry, into: Tensor) -> None:
     """Write the gradients of the unrotated q, k and v into `into`: (N, (H + 2K) d)."""
-    queries, keys, values, weights, prefix_queries, prefix_weights = saved
+    queries, keys, values, weights, *of_prefix = saved
     n_prefix, n_rows, n_columns, n_kv, group, d = at.n_prefix, at.n_rows, at.n_columns, at.n_kv_heads, at.group, at.head_dim
     n_q, n_k = n_kv * group * d, n_kv * d
-    gradient = gradient.view(at.n_tokens, n_kv, group, d)
+    gradient = gradient.view(-1, n_kv, group, d)
     grad_q, grad_k = gradient.new_empty(at.n_tokens, n_kv, group, d), gradient.new_empty(at.n_tokens, n_kv, d)
     grad_v = into[:, n_q + n_k :].view(at.n_tokens, n_kv, d)
 
-    rows = gradient[n_prefix:].view(n_rows, n_columns, n_kv, group, d).permute(0, 2, 3, 1, 4).reshape(n_rows * n_kv, group * n_columns, d)
+    rows = gradient[0 if at.first is not None else n_prefix :].view(n_rows, -1, n_kv, group, d).permute(0, 2, 3, 1, 4).reshape(n_rows * n_kv, -1, d)
     row_grad_v = torch.bmm(weights.transpose(1, 2), rows).view(n_rows, n_kv, -1, d)
     row_grad_scores = torch.ops.aten._softmax_backward_data(torch.bmm(rows, values.transpose(1, 2)), weights, -1, weights.dtype)
-    row_grad_q = torch.bmm(row_grad_scores, keys).view(n_rows, n_kv, group, n_columns, d)
+    row_grad_q = torch.bmm(row_grad_scores, keys).view(n_rows, n_kv, group, -1, d).permute(0, 3, 1, 2, 4)
     row_grad_k = torch.bmm(row_grad_scores.transpose(1, 2), queries).view(n_rows, n_kv, -1, d)
-    grad_q[n_prefix:].view(n_rows, n_columns, n_kv, group, d).copy_(row_grad_q.permute(0, 3, 1, 2, 4))
     grad_k[n_prefix:].view(n_rows, n_columns, n_kv, d).copy_(row_grad_k[:, :, n_prefix:].transpose(1, 2))
     grad_v[n_prefix:].view(n_rows, n_columns, n_kv, d).copy_(row_grad_v[:, :, n_prefix:].transpose(1, 2))
+    prefix_grad_k, prefix_grad_v = row_grad_k[:, :, :n_prefix].sum(0), row_grad_v[:, :, :n_prefix].sum(0)
 
-    # The prefix is read by itself and by every row.
-    prefix = gradient[:n_prefix].permute(1, 2, 0, 3).reshape(n_kv, group * n_prefix, d)
-    prefix_keys, prefix_values = keys.view(n_rows, n_kv, -1, d)[0, :, :n_prefix], values.view(n_rows, n_kv, -1, d)[0, :, :n_prefix]
-    prefix_grad_scores = torch.ops.aten._softmax_backward_data(torch.bmm(prefix, prefix_values.transpose(1, 2)), prefix_weights, -1, prefix_weights.dtype)
-    grad_q[:n_prefix].copy_(torch.bmm(prefix_grad_scores, prefix_keys).view(n_kv, group, n_prefix, d).permute(2, 0, 1, 3))
-    grad_k[:n_prefix].copy_((torch.bmm(prefix_grad_scores.transpose(1, 2), prefix_queries) + row_grad_k[:, :, :n_prefix].sum(0)).transpose(0, 1))
-    grad_v[:n_prefix].copy_((torch.bmm(prefix_weights.transpose(1, 2), prefix) + row_grad_v[:, :, :n_prefix].sum(0)).transpose(0, 1))
+    if at.first is None:  # the prefix is read by itself and by every row
+        grad_q[n_prefix:].view(n_rows, n_columns, n_kv, group, d).copy_(row_grad_q)
+        prefix_queries, prefix_weights = of_prefix
+        prefix = gradient[:n_prefix].permute(1, 2, 0, 3).reshape(n_kv, group * n_prefix, d)
+        prefix_keys, prefix_values = keys.view(n_rows, n_kv, -1, d)[0, :, :n_prefix], values.view(n_rows, n_kv, -1, d)[0, :, :n_prefix]
+        prefix_grad_scores = torch.ops.aten._softmax_backward_data(torch.bmm(prefix, prefix_values.transpose(1, 2)), prefix_weights, -1, prefix_weights.dtype)
+        grad_q[:n_prefix].copy_(torch.bmm(prefix_grad_scores, prefix_keys).view(n_kv, group, n_prefix, d).permute(2, 0, 1, 3))
+        prefix_grad_k += torch.bmm(prefix_grad_scores.transpose(1, 2), prefix_queries)
+        prefix_grad_v += torch.bmm(prefix_weights.transpose(1, 2), prefix)
+    else:
+        grad_q.zero_()
+        grad_q[n_prefix:].view(n_rows, n_columns, n_kv, group, d)[:, at.first :].copy_(row_grad_q)
+    grad_k[:n_prefix].copy_(prefix_grad_k.transpose(0, 1))
+    grad_v[:n_prefix].copy_(prefix_grad_v.transpose(0, 1))
 
     # The transpose of a rotation turns back; the scores' scale comes with it.
     cos, sin = at.cos[:, None] * d**-0.5, at.sin[:, None] * -(d**-0.5)
@@ -307,84 +434,65 @@ def _attend_backward(gradient: Tensor, saved: Sequence[Tensor], at: _Geometry, i
 
 
 class _DecoderLayer(torch.autograd.Function):
-    """One Llama decoder layer. Adapters come as A, B pairs of q, k, v, o, gate, up and down, B scaled already."""
+    """One Llama decoder layer. Its masters, A and B of q, k, v, o, gate, up and down, are inputs for their gradients' sake: they stand in its products."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: _Weights, at: _Geometry, *adapters: Tensor) -> Tensor:
-        aq, bq, ak, bk, av, bv, ao, bo, ag, bg, au, bu, ad, bd = adapters
-        n_q, n_k = len(bq), len(bk)
+    def forward(ctx: Any, x: Tensor, weights: _Weights, at: _Geometry, *masters: Tensor) -> Tensor:
+        n_q, n_k = at.n_kv_heads * at.group * at.head_dim, at.n_kv_heads * at.head_dim
 
-        input1, normalised1, inverse1 = _rms_norm(x, weights.norm1, at.epsilon)
-        a_qkv = torch.cat([aq, ak, av])
-        qkv, low_qkv = input1 @ weights.qkv.t(), input1 @ a_qkv.t()
-        low_q, low_k, low_v = torch.split(low_qkv, [len(aq), len(ak), len(av)], dim=1)
-        q = qkv[:, :n_q].addmm_(low_q, bq.t()).view(at.n_tokens, at.n_kv_heads, at.group, at.head_dim)
-        k = qkv[:, n_q : n_q + n_k].addmm_(low_k, bk.t()).view(at.n_tokens, at.n_kv_heads, at.head_dim)
-        v = qkv[:, n_q + n_k :].addmm_(low_v, bv.t()).view(at.n_tokens, at.n_kv_heads, at.head_dim)
+        input1 = weights.qkv.input(x)
+        _, normalised1, inverse1 = _rms_norm(x, weights.norm1, at.epsilon, input1[:, : x.shape[1]])
+        qkv, a_qkv = weights.qkv.forward(input1)
+        q = qkv[:, :n_q].view(at.n_tokens, at.n_kv_heads, at.group, at.head_dim)
+        k = qkv[:, n_q : n_q + n_k].view(at.n_tokens, at.n_kv_heads, at.head_dim)
+        v = qkv[:, n_q + n_k :].view(at.n_tokens, at.n_kv_heads, at.head_dim)
         q, k = _rotate(q, at.cos[:, None, None], at.sin[:, None, None]), _rotate(k, at.cos[:, None], at.sin[:, None])
-        attended, for_attention = _attend(q, k, v, at)
-        low_o = attended @ ao.t()
-        middle = torch.addmm(x, attended, weights.o.t()).addmm_(low_o, bo.t())
+        wanted = at.wanted(x).flatten(0, -2)
+        attended = weights.o.input(wanted)
+        for_attention = _attend(q, k, v, at, attended[:, :n_q])
+        middle, a_o = weights.o.forward(attended, wanted)
 
-        input2, normalised2, inverse2 = _rms_norm(middle, weights.norm2, at.epsilon)
-        a_gate_up = torch.cat([ag, au])
-        gate_up, low_gate_up = input2 @ weights.gate_up.t(), input2 @ a_gate_up.t()
-        low_gate, low_up = torch.split(low_gate_up, [len(ag), len(au)], dim=1)
-        gate, up = gate_up[:, : len(bg)].addmm_(low_gate, bg.t()), gate_up[:, len(bg) :].addmm_(low_up, bu.t())
+        input2 = weights.gate_up.input(wanted)
+        _, normalised2, inverse2 = _rms_norm(middle, weights.norm2, at.epsilon, input2[:, : x.shape[1]])
+        gate_up, a_gate_up = weights.gate_up.forward(input2)
+        gate, up = gate_up.chunk(2, dim=1)
         opened = silu(gate)
-        inner = opened * up
-        low_down = inner @ ad.t()
-        output = torch.addmm(middle, inner, weights.down.t()).addmm_(low_down, bd.t())
+        inner = weights.down.input(wanted)
+        torch.mul(opened, up, out=inner[:, : opened.shape[1]])
+        output, a_down = weights.down.forward(inner, middle)
 
         if any(ctx.needs_input_grad):
             ctx.weights, ctx.geometry = weights, at
             ctx.save_for_backward(
-                *adapters, a_qkv, a_gate_up, input1, normalised1, inverse1, low_qkv, attended, low_o,
-                input2, normalised2, inverse2, low_gate_up, gate_up, opened, inner, low_down, *for_attention,
+                a_qkv, a_o, a_gate_up, a_down, input1, normalised1, inverse1, attended,
+                input2, normalised2, inverse2, gate_up, opened, inner, *for_attention,
             )  # fmt: skip
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        aq, bq, ak, bk, av, bv, ao, bo, ag, bg, au, bu, ad, bd, *saved = ctx.saved_tensors
-        a_qkv, a_gate_up, input1, normalised1, inverse1, low_qkv, attended, low_o, *saved = saved
-        input2, normalised2, inverse2, low_gate_up, gate_up, opened, inner, low_down, *for_attention = saved
+        a_qkv, a_o, a_gate_up, a_down, input1, normalised1, inverse1, attended, *saved = ctx.saved_tensors
+        input2, normalised2, inverse2, gate_up, opened, inner, *for_attention = saved
         weights, at = ctx.weights, ctx.geometry
-        n_q, n_k, n_inner = len(bq), len(bk), len(bg)
-        low_q, low_k, low_v = torch.split(low_qkv, [len(aq), len(ak), len(av)], dim=1)
-        low_gate, low_up = torch.split(low_gate_up, [len(ag), len(au)], dim=1)
 
         # MLP: output = middle + down(silu(gate) * up)
-        grad_bd, grad_low = grad_output.t() @ low_down, grad_output @ bd
-        grad_ad = grad_low.t() @ inner
-        grad_inner = (grad_output @ weights.down).addmm_(grad_low, ad)
+        grad_inner, of_down = weights.down.backward(grad_output, inner, a_down)
         grad_gate_up = torch.empty_like(gate_up)
-        torch.mul(grad_inner, opened, out=grad_gate_up[:, n_inner:])
-        grad_opened = grad_inner.mul_(gate_up[:, n_inner:])
-        torch.ops.aten.silu_backward.grad_input(grad_opened, gate_up[:, :n_inner], grad_input=grad_gate_up[:, :n_inner])
-        grad_gate, grad_up = grad_gate_up[:, :n_inner], grad_gate_up[:, n_inner:]
-        grad_bg, grad_bu = grad_gate.t() @ low_gate, grad_up.t() @ low_up
-        grad_low = torch.cat([grad_gate @ bg, grad_up @ bu], dim=1)
-        grad_ag, grad_au = torch.split(grad_low.t() @ input2, [len(ag), len(au)])
-        grad_input2 = (grad_gate_up @ weights.gate_up).addmm_(grad_low, a_gate_up)
+        (gate, up), (grad_gate, grad_up) = gate_up.chunk(2, dim=1), grad_gate_up.chunk(2, dim=1)
+        torch.mul(grad_inner, opened, out=grad_up)
+        torch.ops.aten.silu_backward.grad_input(grad_inner.mul_(up), gate, grad_input=grad_gate)
+        grad_input2, of_gate_up = weights.gate_up.backward(grad_gate_up, input2, a_gate_up)
         grad_middle = _rms_norm_backward(grad_input2, weights.norm2, normalised2, inverse2).add_(grad_output)
 
         # Attention: middle = x + o(attend(q, k, v))
-        grad_bo, grad_low = grad_middle.t() @ low_o, grad_middle @ bo
-        grad_ao = grad_low.t() @ attended
-        grad_attended = (grad_middle @ weights.o).addmm_(grad_low, ao)
-        grad_qkv = grad_output.new_empty(at.n_tokens, len(weights.qkv))
+        grad_attended, of_o = weights.o.backward(grad_middle, attended, a_o)
+        grad_qkv = grad_output.new_empty(at.n_tokens, len(weights.qkv.joined))
         _attend_backward(grad_attended, for_attention, at, grad_qkv)
-        grad_q, grad_k, grad_v = torch.split(grad_qkv, [n_q, n_k, n_k], dim=1)
-        grad_bq, grad_bk, grad_bv = grad_q.t() @ low_q, grad_k.t() @ low_k, grad_v.t() @ low_v
-        grad_low = torch.cat([grad_q @ bq, grad_k @ bk, grad_v @ bv], dim=1)
-        grad_aq, grad_ak, grad_av = torch.split(grad_low.t() @ input1, [len(aq), len(ak), len(av)])
+        grad_input1, of_qkv = weights.qkv.backward(grad_qkv, input1, a_qkv)
         grad_x = None
         if ctx.needs_input_grad[0]:  # not in the first layer: the embeddings are frozen
-            grad_input1 = (grad_qkv @ weights.qkv).addmm_(grad_low, a_qkv)
-            grad_x = _rms_norm_backward(grad_input1, weights.norm1, normalised1, inverse1).add_(grad_middle)
-        return (
-            grad_x, None, None, grad_aq, grad_bq, grad_ak, grad_bk, grad_av, grad_bv,
-            grad_ao, grad_bo, grad_ag, grad_bg, grad_au, grad_bu, grad_ad, grad_bd,
-        )  # fmt: skip
+            grad_x = _rms_norm_backward(grad_input1, weights.norm1, normalised1, inverse1)
+            wanted = at.wanted(grad_x)
+            wanted.add_(grad_middle.view(wanted.shape))
+        return grad_x, None, None, *of_qkv, *of_o, *of_gate_up, *of_down
