@@ -153,6 +153,20 @@ def tiny_extraction_project(folder: Path, *, n_rows: int = 120, settings: str = 
     return folder
 
 
+def tiny_chat_project(folder: Path, *, n_rows: int = 60, settings: str = "") -> Path:
+    """Write a project of the task `chat` on the tiny base model: two sentences about a letter. Arguments as in `tiny_project`."""
+    tiny_project(folder, n_rows=n_rows)
+    with (folder / "data" / "records.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows((text, f"About a {label}. Thank you.") for text, label in tiny_rows(n_rows))
+    before, _, rest = _PROJECT.partition("task:\n")
+    task = "task: {type: chat, instruction: Answer., max_answer_tokens: 40}\n"
+    after = rest[rest.index("data:\n") :].replace("num_train_epochs: 12", "num_train_epochs: 12\n  strategy: full")
+    (folder / "tunesmith.yaml").write_text(before + task + after + settings, encoding="utf-8")
+    return folder
+
+
 _OPENINGS = {
     "invoice": "invoice total due vat item",
     "letter": "dear sir regards sincerely yours",

@@ -8,6 +8,7 @@ whose keys are absent is left out. The JSON keeps ratios, seconds and bytes; onl
     confidence_level               ratio, of every interval
     labels                         label space
     metrics, paired, paired_classical, classical_verdict, n_test, per_class, confusion      see `compare.compare`
+    judge                          see `compare_written`: who said which sentences of a chat are supported; optional
     acceptance                     see `acceptance.acceptance_on_test`; optional
     prediction_sets                see `conformal.sets_on_test`; optional
     business                       see `business.business_case`; optional
@@ -72,7 +73,7 @@ METRIC_NAMES = {
     "missing_field_rate": "Missing field rate",
     "token_f1": "Token F1",
     "exact_match": "Exact match",
-    "ungrounded_rate": "Sentences without support (lexical)",
+    "ungrounded_rate": "Sentences without support",
     "valid_json_rate": "Valid JSON, unconstrained",
     "latency_seconds": "Latency of one answer",
 }
@@ -150,7 +151,7 @@ def render(report: Mapping[str, Any]) -> str:
             # Our own drawings, in which matplotlib has escaped the labels already.
             pictures={name: Markup(picture) for name, picture in pictures(report).items()},  # noqa: S704
             model_names={model: title for model, (title, _) in plots.MODELS.items()},
-            metric_names=METRIC_NAMES,
+            metric_names=metric_names(report),
             headline=report.get("headline", "accuracy"),
             no_ratios=NO_RATIOS,
             outcome=outcome,
@@ -160,6 +161,12 @@ def render(report: Mapping[str, Any]) -> str:
             size=size,
         )
     )
+
+
+def metric_names(report: Mapping[str, Any]) -> dict[str, str]:
+    """Return `METRIC_NAMES` with the judge in the name of what it judged."""
+    judge = report.get("judge", {}).get("name", "lexical")
+    return METRIC_NAMES | {"ungrounded_rate": f"{METRIC_NAMES['ungrounded_rate']} ({judge})"}
 
 
 def environment() -> Environment:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tunesmith.evaluate.goals import GoalsSection
 from tunesmith.section import Section
@@ -57,6 +57,31 @@ class BusinessSection(Section):
     """The process of today; without it costs are compared between models only."""
 
 
+class JudgeSection(Section):
+    """Who says which sentences of a written answer its source supports."""
+
+    kind: Literal["lexical", "endpoint"] = "lexical"
+    """`lexical` compares words and needs nothing; `endpoint` asks a model behind an address that speaks as OpenAI's chat completions do."""
+    base_url: str = Field(default="", pattern=r"^(https?://[^@?#\s]+)?$")
+    """Address up to and with /v1, as OpenAI's clients take it: http://localhost:8000/v1. No key, no user name in it."""
+    model: str = ""
+    """Name of the model there."""
+    api_key_env: str = ""
+    """Name of the environment variable that holds the key; empty for none. The key itself is never kept nor shown."""
+    max_tokens: int = Field(default=16, ge=1)
+    """Most tokens of a reply, which is one word; more for a model that thinks before it replies."""
+    timeout_seconds: float = Field(default=60, gt=0)
+    """Most seconds that a reply may take before it is asked for again."""
+    concurrency: int = Field(default=4, ge=1)
+    """Sentences that are asked about side by side."""
+
+    @model_validator(mode="after")
+    def _endpoint_has_an_address(self) -> Self:
+        if self.kind == "endpoint" and not (self.base_url and self.model):
+            raise ValueError(f"kind: endpoint needs base_url and model; received base_url {self.base_url!r} and model {self.model!r}")
+        return self
+
+
 class EvaluateSection(Section):
     """Scores with intervals, beside the base model and a classical baseline."""
 
@@ -81,6 +106,8 @@ class EvaluateSection(Section):
     before it, and cut short; 0 leaves it out."""
     slices: bool = True
     """Look for groups of test records on which the tuned model is worse than on the rest."""
+    judge: JudgeSection = JudgeSection()
+    """Who says which sentences of a chat's answers their source supports."""
     business: BusinessSection = BusinessSection()
     """What mistakes and working time cost, from which the report reckons money."""
     goals: GoalsSection = GoalsSection()

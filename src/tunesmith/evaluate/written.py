@@ -18,8 +18,7 @@ Chat.
 
     exact_match          share of answers equal to the right one after normalisation
     token_f1             mean over answers of the F1 of their words (Rajpurkar et al. 2016)
-    ungrounded_rate      sentences of the answer that the text does not support, of all sentences. The judge is lexical: a sentence is
-                         supported when `SUPPORT` of its words of four letters or more stand in the text. It knows no paraphrase.
+    ungrounded_rate      sentences of the answer that the text does not support, of those that the judge could tell (see `groundedness`)
 
 Sources: Rajpurkar et al. 2016, SQuAD (token F1, normalisation).
 """
@@ -33,11 +32,9 @@ from typing import Any
 
 import numpy as np
 
+from tunesmith.evaluate.groundedness import Judge, Lexical, sentences_of
 from tunesmith.evaluate.metrics import FloatArray
 from tunesmith.models.json_answers import answer_values, parse_answer, plain
-
-SUPPORT = 0.6
-"""Share of a sentence's longer words that must stand in the text."""
 
 PROPORTIONS = {"exact_match", "valid_json_rate"}
 """Figures that are the share of answers for which something holds."""
@@ -83,9 +80,12 @@ FIGURES: dict[str, dict[str, Figure]] = {
     "chat": {
         "token_f1": Figure(["token_f1"], ["one"]),
         "exact_match": Figure(["is_exact"], ["one"]),
-        "ungrounded_rate": Figure(["ungrounded"], ["sentences"]),
+        "ungrounded_rate": Figure(["ungrounded"], ["judged"]),
     },
 }
+
+UNJUDGED, UNGROUNDED_AT_MOST, AGREEMENT = Figure(["unjudged"], ["sentences"]), Figure(["ungrounded", "unjudged"], ["sentences"]), Figure(["agreed"], ["judged"])
+"""Of a judge: the share of sentences that it could not tell, the rate if none of these is supported, and how often the lexical judge says the same."""
 
 
 def count_extraction(schema: Mapping[str, Any], answer: str, right: str, text: str) -> dict[str, float]:
@@ -119,27 +119,33 @@ def count_extraction(schema: Mapping[str, Any], answer: str, right: str, text: s
     }
 
 
-def count_chat(answer: str, right: str, text: str) -> dict[str, float]:
-    """Return the counts of one answer in words. Arguments as in `count_extraction`."""
+def count_chat(answer: str, right: str, text: str, judge: Judge | None = None) -> dict[str, float]:
+    """Return the counts of one answer in words. Arguments as in `count_extraction`, and who says what the text supports; None for `Lexical`."""
     words, wanted = (re.findall(r"\w+", plain(each)) for each in (answer, right))
     common = _matches(words, wanted)
     f1 = 2 * common / (len(words) + len(wanted)) if words or wanted else 1.0
-    sentences = [sentence for sentence in re.split(r"(?<=[.!?])\s+", answer.strip()) if re.search(r"\w", sentence)]
-    source = set(re.findall(r"\w{4,}", plain(text)))
+    sentences = sentences_of(answer)
+    lexical = Lexical().supports(text, sentences)
+    told = judge.supports(text, sentences) if judge else lexical
     return {
         "one": 1.0,
         "token_f1": f1,
         "f1": f1,
         "is_exact": float(words == wanted),
         "sentences": len(sentences),
-        "ungrounded": sum(not _is_supported(sentence, source) for sentence in sentences),
+        "ungrounded": told.count(False),
+        "unjudged": told.count(None),
+        "judged": len(told) - told.count(None),
+        "agreed": sum(one == other for one, other in zip(told, lexical, strict=True)),
     }
 
 
-def count_answers(task_type: str, schema: Mapping[str, Any], answers: Sequence[str], rights: Sequence[str], texts: Sequence[str]) -> dict[str, FloatArray]:
-    """Return name -> counts of n answers, each of shape (n,)."""
+def count_answers(
+    task_type: str, schema: Mapping[str, Any], answers: Sequence[str], rights: Sequence[str], texts: Sequence[str], judge: Judge | None = None
+) -> dict[str, FloatArray]:
+    """Return name -> counts of n answers, each of shape (n,); the judge is that of `count_chat`."""
     rows = [
-        count_extraction(schema, answer, right, text) if task_type == "extraction" else count_chat(answer, right, text)
+        count_extraction(schema, answer, right, text) if task_type == "extraction" else count_chat(answer, right, text, judge)
         for answer, right, text in zip(answers, rights, texts, strict=True)
     ]
     return {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}
@@ -168,11 +174,6 @@ def per_field(schema: Mapping[str, Any], answers: Sequence[str], rights: Sequenc
 def _matches(stated: Sequence[Any], right: Sequence[Any]) -> int:
     """Return how many of two lists' entries agree, each counted once."""
     return sum((Counter(stated) & Counter(right)).values())
-
-
-def _is_supported(sentence: str, source: set[str]) -> bool:
-    words = re.findall(r"\w{4,}", plain(sentence))
-    return not words or sum(word in source for word in words) >= SUPPORT * len(words)
 
 
 def _share(above: float, below: float) -> float:

@@ -12,6 +12,7 @@ from tunesmith.entities import Evaluation, Run, content_id, utc_now
 from tunesmith.errors import NotFoundError
 from tunesmith.files import write_json
 from tunesmith.flow.dataset import dataset_of
+from tunesmith.flow.groundedness import ask_judge
 from tunesmith.flow.report import confidences, make_report
 from tunesmith.flow.routing import Routing, route
 from tunesmith.flow.scoring import is_written, judge_file, score_all
@@ -20,12 +21,12 @@ from tunesmith.project import Project, needs_extra
 # Bump when the same inputs would score or report otherwise.
 STEP_VERSION = 2
 
-REPORTED = {"goals", "max_forgetting", "slices", "business"}
+REPORTED = {"goals", "max_forgetting", "slices", "business", "judge"}
 """Keys of `evaluate` that change the report alone: no model answers again for them."""
 
 
 def evaluate(project: Project, run: Run) -> Evaluation:
-    """Score the base model, the tuned model and a classical baseline on the same test records.
+    """Score the base model, the tuned model and a classical baseline on the same test records, and ask the judge of a chat.
 
     Scores are kept as files as soon as they are complete, so that a killed evaluation goes on where it stopped.
     """
@@ -35,6 +36,7 @@ def evaluate(project: Project, run: Run) -> Evaluation:
     if found:
         with project.step("evaluate") as done:
             done(f"{found.id}: {100 * found.accuracy:.1f} % accuracy on {found.n_test:,} test records", skipped=True)
+        ask_judge(project, dataset_of(project, run), project.root / found.path)
         return found
     with needs_extra("train"), project.step("evaluate") as done:
         started = time.monotonic()
@@ -55,7 +57,8 @@ def evaluate(project: Project, run: Run) -> Evaluation:
         )
         project.store.put(evaluation)
         done(f"{evaluation.id}: {100 * evaluation.accuracy:.1f} % accuracy on {evaluation.n_test:,} test records")
-        return evaluation
+    ask_judge(project, dataset, folder)
+    return evaluation
 
 
 def evaluation_of(project: Project, run: Run) -> Evaluation:

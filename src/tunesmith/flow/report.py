@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.entities import DatasetVersion, Evaluation, Run, utc_now
 from tunesmith.errors import ConfigError
+from tunesmith.flow.groundedness import judge_of
 from tunesmith.flow.scoring import (
     answers_in,
     base_probes_file,
@@ -122,7 +123,8 @@ def _compare_written(project: Project, dataset: DatasetVersion, folder: Path, af
             "tuned": WrittenScores.load(folder / f"tuned-test{FREE}.parquet").answers,
         }
     rights, texts = test["label"].to_list(), test["text"].to_list()
-    compared = compare_written(answers, free, rights, texts, task_type=task.type, schema=task.json_schema, latencies=latencies, **common)
+    about: dict[str, Any] = {"task_type": task.type, "schema": task.json_schema, "judge": judge_of(project, folder), "latencies": latencies}
+    compared = compare_written(answers, free, rights, texts, **about, **common)
     f1 = judge_file(project, dataset, folder / "tuned-test.parquet").right
     return compared | {"mistakes": worst_answers(list(tuned.ids), texts, rights, tuned.answers, after[:, 0], f1)}
 

@@ -254,13 +254,16 @@ def verified_in_words(verified: Verified) -> str:
 def report_in_words(report: dict[str, object]) -> str:
     """Write the metrics table and the verdict on the classical baseline."""
     from tunesmith.evaluate.goals import goals_in_words
-    from tunesmith.evaluate.report import DETAILS, METRIC_NAMES, acceptance_in_words, verdict
+    from tunesmith.evaluate.report import DETAILS, acceptance_in_words, metric_names, verdict
 
     metrics: dict[str, dict[str, dict[str, float]]] = report["metrics"]  # type: ignore[assignment]
     models = [model for model in ("base", "classical", "tuned") if model in next(iter(metrics.values()))]
     header = f"  {'':<36}" + "".join(f"{model:>22}" for model in models)
     shown = {name: figures for name, figures in metrics.items() if name not in DETAILS}
-    rows = [f"  {METRIC_NAMES[name]:<36}" + "".join(f"{_figure(figures[model]):>22}" for model in models) for name, figures in shown.items()]
+    names = metric_names(report)
+    rows = [f"  {names[name]:<36}" + "".join(f"{_figure(figures[model]):>22}" for model in models) for name, figures in shown.items()]
+    if "judge" in report:
+        rows += _judge_in_words(report["judge"])  # type: ignore[arg-type]
     if "forgetting" in report:
         rows.append(_forgetting_in_words(report["forgetting"]))  # type: ignore[arg-type]
     if "routing" in report:
@@ -269,6 +272,13 @@ def report_in_words(report: dict[str, object]) -> str:
     goals = [f"  {line}" for line in goals_in_words(report.get("goals", []))]  # type: ignore[arg-type]
     accepted = (acceptance_in_words(report["acceptance"]),) if "acceptance" in report else ()  # type: ignore[arg-type]
     return "\n".join((header, *rows, "", verdict(report), *accepted, *_money_in_words(report), *(("", "Goals", *goals) if goals else ())))
+
+
+def _judge_in_words(judge: dict[str, Any]) -> list[str]:
+    if judge["name"] == "lexical":
+        return []
+    told = (f"{model} {told['unjudged']:,} of {told['sentences']:,} ({_figure(told['unjudged_rate'])})" for model, told in judge["models"].items())
+    return [f"  Sentences that the judge {judge['name']} could not judge, which are in neither count: {', '.join(told)}"]
 
 
 def _money_in_words(report: dict[str, Any]) -> list[str]:
