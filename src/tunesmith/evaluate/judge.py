@@ -30,6 +30,7 @@ from typing import Any
 from tunesmith.entities import content_id
 from tunesmith.errors import BackendError, ConfigError, NotFoundError
 from tunesmith.evaluate.settings import JudgeSection
+from tunesmith.files import append_line, read_lines
 
 PROMPT_VERSION = 1
 """Bump when `INSTRUCTION` or `QUESTION` changes: what another prompt said is no judgement of this one."""
@@ -71,7 +72,7 @@ class EndpointJudge:
     def __init__(self, section: JudgeSection, folder: Path, *, pause: float = 0.5) -> None:
         self._section, self._pause = section, pause
         self.file = folder / f"{content_id('jdg', section.base_url, section.model, section.max_tokens, PROMPT_VERSION)}.jsonl"
-        self._told = _read(self.file)
+        self._told = {line["key"]: _Told(line["supported"], line.get("received", "")) for line in read_lines(self.file)}
 
     @property
     def name(self) -> str:
@@ -113,9 +114,7 @@ class EndpointJudge:
             def keep(key: str, told: _Told) -> None:
                 self._told[key] = told
                 line = {"key": key, "sentence": missing[key][1], "supported": told.supported}
-                file.write(json.dumps(line | ({"received": told.received} if told.received else {}), ensure_ascii=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+                append_line(file, line | ({"received": told.received} if told.received else {}))
 
             asked: dict[Future[_Told], str] = {pool.submit(self._ask, *pair, headers, stop): key for key, pair in missing.items()}
             try:
@@ -229,15 +228,3 @@ def _asked_pause(given: str, otherwise: float) -> float:
 
 def _key(source: str, sentence: str) -> str:
     return hashlib.sha256(json.dumps([source, sentence]).encode()).hexdigest()[:32]
-
-
-def _read(file: Path) -> dict[str, _Told]:
-    """Return key -> what was said; half a line at the end, of a process that was killed, is cut off."""
-    if not file.exists():
-        return {}
-    raw = file.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if len(whole) < len(raw):
-        os.truncate(file, len(whole))
-    lines = [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
-    return {line["key"]: _Told(line["supported"], line.get("received", "")) for line in lines}

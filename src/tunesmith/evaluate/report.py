@@ -17,6 +17,7 @@ whose keys are absent is left out. The JSON keeps ratios, seconds and bytes; onl
     calibration, reliability       see `compare.calibration_effect`; optional
     mistakes                       see `compare.worst_mistakes`; optional
     forgetting                     see `forgetting.forgetting`, with `budget`; optional
+    suites                         see `suites.compare_suites`; optional
     routing                        see `routing`, with `children`: see `registry.gates.ChildVerdict`, with `run` and `calibration`; optional
     notes                          sentences that say what the figures do not; optional
     goals                          see `goals.check_goals`; optional

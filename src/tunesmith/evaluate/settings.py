@@ -82,6 +82,19 @@ class JudgeSection(Section):
         return self
 
 
+class SuitesSection(Section):
+    """How tasks of EleutherAI's lm-evaluation-harness are asked (`tunesmith evaluate --suite`, extra `suites`)."""
+
+    path: str = ""
+    """Folder of own task files, relative to the project. Data files that they name (dataset_path json, dataset_kwargs.data_files) are relative to it."""
+    limit: int | None = Field(default=None, ge=2)
+    """Records of each task at most, the first ones; figures of a part do not compare with published ones."""
+    num_fewshot: int | None = Field(default=None, ge=0)
+    """Examples in the prompt; what the task says when empty."""
+    apply_chat_template: bool = False
+    """Ask through the model's chat template."""
+
+
 class EvaluateSection(Section):
     """Scores with intervals, beside the base model and a classical baseline."""
 
@@ -108,6 +121,8 @@ class EvaluateSection(Section):
     """Look for groups of test records on which the tuned model is worse than on the rest."""
     judge: JudgeSection = JudgeSection()
     """Who says which sentences of a chat's answers their source supports."""
+    suites: SuitesSection = SuitesSection()
+    """Tasks apart from the project's own, of EleutherAI's lm-evaluation-harness."""
     business: BusinessSection = BusinessSection()
     """What mistakes and working time cost, from which the report reckons money."""
     goals: GoalsSection = GoalsSection()

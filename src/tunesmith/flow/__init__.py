@@ -23,6 +23,7 @@ from tunesmith.flow.registration import CHAMPION, register
 from tunesmith.flow.review import ask_reviewers, export_review, import_review, review_state
 from tunesmith.flow.serving import deploy, load_predictor, predict
 from tunesmith.flow.stages import stage_table
+from tunesmith.flow.suites import run_suites
 from tunesmith.flow.sweep import Sweep, sweep
 from tunesmith.flow.training import plan, run_id, run_plan, train
 from tunesmith.flow.verification import Verified, verify_resume
@@ -69,6 +70,7 @@ __all__ = [
     "run",
     "run_id",
     "run_plan",
+    "run_suites",
     "select",
     "show_dataset",
     "stage_table",

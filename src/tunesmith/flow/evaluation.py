@@ -16,12 +16,13 @@ from tunesmith.flow.groundedness import ask_judge
 from tunesmith.flow.report import confidences, make_report
 from tunesmith.flow.routing import Routing, route
 from tunesmith.flow.scoring import is_written, judge_file, score_all
+from tunesmith.flow.suites import suites_of
 from tunesmith.project import Project, needs_extra
 
 # Bump when the same inputs would score or report otherwise.
 STEP_VERSION = 2
 
-REPORTED = {"goals", "max_forgetting", "slices", "business", "judge"}
+REPORTED = {"goals", "max_forgetting", "slices", "business", "judge", "suites"}
 """Keys of `evaluate` that change the report alone: no model answers again for them."""
 
 
@@ -93,11 +94,12 @@ class Calibration:
 def calibrate(project: Project, evaluation: Evaluation) -> Calibration:
     """Fit the calibrator on the calibration split, choose it there, and write the report that shows it on test."""
     folder = project.root / evaluation.path
-    reported = project.config.evaluate.model_dump(mode="json", include=REPORTED, exclude_none=True)
+    reported = project.config.evaluate.model_dump(mode="json", include=REPORTED - {"suites"}, exclude_none=True)
     run = project.store.get(Run, evaluation.run_id)
     routing = route(project, run, evaluation)
-    routed = [routing.id] if routing else []
-    settings = content_id("cal", project.config.calibrate.model_dump(mode="json"), reported, *routed, STEP_VERSION)
+    suites = suites_of(project, evaluation)
+    also: list[Any] = [*([routing.id] if routing else []), *([suites] if suites else [])]
+    settings = content_id("cal", project.config.calibrate.model_dump(mode="json"), reported, *also, STEP_VERSION)
     file = folder / "calibrator.json"
     if file.exists() and (saved := json.loads(file.read_text(encoding="utf-8")))["settings"] == settings and (folder / "report.html").exists():
         with project.step("calibrate") as done:
@@ -107,16 +109,20 @@ def calibrate(project: Project, evaluation: Evaluation) -> Calibration:
         from tunesmith.evaluate.calibration import choose_calibrator
         from tunesmith.evaluate.goals import check_goals
         from tunesmith.evaluate.report import PLOTS_FOLDER, write_report
+        from tunesmith.evaluate.suites import compare_suites
     with project.step("calibrate") as done:
         dataset = dataset_of(project, run)
-        section = project.config.calibrate
+        section, asked = project.config.calibrate, project.config.evaluate
         _, logits, y = confidences(project, dataset, folder / "tuned-calibration.parquet")
         judges = "written" if is_written(project) else "label"
-        calibrator, table = choose_calibrator(logits, y, section.method, project.config.evaluate.seed, n_bins=section.n_bins, judges=judges)
+        calibrator, table = choose_calibrator(logits, y, section.method, asked.seed, n_bins=section.n_bins, judges=judges)
         report = make_report(project, run, dataset, evaluation, calibrator, table)
         if routing:
             report["routing"] = routing.report
-        report["goals"] = check_goals(report, project.config.evaluate.goals)
+        if suites:
+            levels = {"level": asked.confidence_level, "n_samples": asked.bootstrap_samples, "seed": asked.seed}
+            report["suites"] = compare_suites(suites, **levels)
+        report["goals"] = check_goals(report, asked.goals)
         html = write_report(folder, report)
         project.trackers.log_metrics(run.id, {f"test/{name}": by_model["tuned"]["value"] for name, by_model in report["metrics"].items()}, run.steps)
         for shown in (html, folder / PLOTS_FOLDER):

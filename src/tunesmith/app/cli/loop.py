@@ -82,13 +82,28 @@ def train(
     show(as_json, value, text, next_command="tunesmith evaluate")
 
 
-def evaluate(project: ProjectOption = Path(), overrides: SetOption = None, as_json: JsonOption = False) -> None:
-    """Run -> evaluation: base, tuned and classical on the same test records."""
+def evaluate(
+    project: ProjectOption = Path(),
+    overrides: SetOption = None,
+    suite: Annotated[
+        str, typer.Option("--suite", metavar="TASK[,TASK]", help="Also let base and tuned model do tasks of lm-evaluation-harness (evaluate.suites).")
+    ] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Run -> evaluation: base, tuned and classical on the same test records, and with --suite on tasks of lm-evaluation-harness."""
     from tunesmith import flow
 
+    names = [name.strip() for name in suite.split(",") if name.strip()]
     opened = open_project(project, overrides, as_json=as_json)
     with opened.lock("tunesmith evaluate"):
         evaluation = flow.evaluate(opened, _run(opened))
+        if names:
+            flow.run_suites(opened, evaluation, names)
+            calibration = flow.calibrate(opened, evaluation)
+            rows = [row for row in calibration.report["suites"] if row["task"] in names]
+            value = evaluation.model_dump(mode="json") | {"suites": rows, "report": str(calibration.html)}
+            show(as_json, value, f"{suites_in_words(rows)}\nReport: {calibration.html}", next_command="tunesmith register")
+            return
     show(as_json, evaluation.model_dump(mode="json"), evaluation.path, next_command="tunesmith calibrate")
 
 
@@ -272,6 +287,17 @@ def report_in_words(report: dict[str, object]) -> str:
     goals = [f"  {line}" for line in goals_in_words(report.get("goals", []))]  # type: ignore[arg-type]
     accepted = (acceptance_in_words(report["acceptance"]),) if "acceptance" in report else ()  # type: ignore[arg-type]
     return "\n".join((header, *rows, "", verdict(report), *accepted, *_money_in_words(report), *(("", "Goals", *goals) if goals else ())))
+
+
+def suites_in_words(rows: list[dict[str, Any]]) -> str:
+    """Write what base and tuned model reached on tasks of the harness, a line a figure."""
+    lines = [f"  {'task':<28}{'figure':<20}{'records':>8}{'base':>24}{'tuned':>24}  tuned minus base"]
+    for row in rows:
+        pair = row["paired"]
+        change = f"{pair['difference']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}], p {pair['p_value']:.3f}" if pair else ""
+        both = "".join(f"{_figure(row[model]) if row[model]['low'] is not None else format(row[model]['value'], '.3f'):>24}" for model in ("base", "tuned"))
+        lines.append(f"  {row['row']:<28}{row['metric']:<20}{row['n']:>8,}{both}  {change}")
+    return "\n".join(lines)
 
 
 def _judge_in_words(judge: dict[str, Any]) -> list[str]:
