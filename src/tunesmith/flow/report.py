@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+
 from tunesmith.entities import DatasetVersion, Evaluation, Run, utc_now
 from tunesmith.errors import ConfigError
 from tunesmith.flow.groundedness import judge_of
@@ -25,8 +27,6 @@ from tunesmith.flow.training import PLAN_FILE, run_plan
 from tunesmith.project import Project
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from tunesmith.evaluate.acceptance import Acceptance
     from tunesmith.evaluate.settings import EvaluateSection
 
@@ -144,7 +144,7 @@ def _accepted(project: Project, dataset: DatasetVersion, folder: Path, records: 
     found: dict[str, Any] = {"acceptance": acceptance_on_test(accepted, confidence, wrong, level=section.confidence_level)}
     if section.slices:
         judged = judge_file(project, dataset, folder / "tuned-test.parquet")
-        found["slices"] = slices(judged.right, facts_of(records, section.seed), groups=common["groups"], level=section.confidence_level, seed=section.seed)
+        found["slices"] = slices(judged.right, facts_of(with_languages(records), section.seed), groups=common["groups"], level=section.confidence_level, seed=section.seed)
     if is_written(project):
         return found
     names = project.config.task.names
@@ -205,6 +205,16 @@ def _confidence(project: Project, probabilities: Any, y: Any) -> tuple[Any, Any]
     if is_written(project):
         return probabilities[:, 0], y == 1
     return probabilities.max(axis=1), probabilities.argmax(axis=1) != y
+
+
+def with_languages(records: pl.DataFrame) -> pl.DataFrame:
+    """Return records with the column `language`, as data preparation's check tells it, where two languages or more have enough texts for a slice."""
+    from tunesmith.data.checks import find_languages
+    from tunesmith.evaluate.slices import MIN_RECORDS
+
+    languages = find_languages(records["text"])
+    enough = languages.drop_nulls().value_counts().filter(pl.col("count") >= MIN_RECORDS)
+    return records.with_columns(languages.alias("language")) if len(enough) > 1 else records
 
 
 def _one_a_document(records: pl.DataFrame) -> Any:
