@@ -7,7 +7,8 @@ import pytest
 from simulation import LABELS, TEXT, simulated
 
 from tunesmith.evaluate.calibration import softmax
-from tunesmith.evaluate.compare import calibration_effect, compare, worst_mistakes
+from tunesmith.evaluate.calibration_effect import calibration_effect
+from tunesmith.evaluate.compare import compare, worst_mistakes
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
-from simulation import LABELS, simulated
+from simulation import LABELS
 
 from tunesmith.errors import DataError
-from tunesmith.evaluate.calibration import softmax
-from tunesmith.evaluate.compare import calibration_effect, compare, worst_mistakes
+from tunesmith.evaluate.compare import compare, worst_mistakes
 from tunesmith.evaluate.intervals import mcnemar, wilson
 
 NAMES = {
@@ -83,17 +82,6 @@ def test_the_verdict_follows_the_interval_of_the_paired_accuracy(tuned, classica
     paired = result["paired_classical"]["accuracy"]
     assert result["classical_verdict"] == verdict
     assert (verdict == "level") == (paired["low"] <= 0 <= paired["high"])
-
-
-def test_calibration_effect_measures_before_and_after(truth, scores):
-    table = {"none": {"log_loss": 0.5, "expected_calibration_error": 0.1}}
-    too_sure = softmax(simulated(truth, 3, 2.1, 3, sharpness=4))
-    result = calibration_effect(too_sure, scores["tuned"], truth, method="temperature", table=table, n_samples=200)
-    assert set(result) == {"calibration", "reliability"}
-    assert set(result["calibration"]) == {"method", "before", "after", "table"}
-    assert result["calibration"]["before"]["value"] > result["calibration"]["after"]["value"]
-    assert result["calibration"]["table"] == table
-    assert [sum(row["count"] for row in result["reliability"][when]) for when in ("before", "after")] == [len(truth)] * 2
 
 
 def test_worst_mistakes_are_the_surest_wrong_answers():

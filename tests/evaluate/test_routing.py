@@ -93,3 +93,12 @@ def test_a_child_that_is_not_served_answers_nothing_with_any_route():
     nobody = figures(TRUE, [0.9] * 16, served=())
     assert set(values(nobody).values()) == {8 / 16}
     assert nobody["gain"]["difference"] == 0
+
+
+def test_the_error_of_raw_confidences_is_measured_on_the_same_answers():
+    of = {name: np.tile([0.9, 0.1], (16, 1)) for name in ADAPTERS}
+    sure = {name: np.tile([1.0, 0.0], (16, 1)) for name in ADAPTERS}
+    found = routing_figures(Routes(tuple(TRUE), np.array([0.9] * 16)), TRUE, TYPES, of, np.zeros(16, dtype=np.int64), ("a", "b"), 0.5, raw=sure, n_samples=200)
+    assert found["calibration_error"]["value"] == pytest.approx(0.1)
+    assert found["calibration_error_before"]["value"] == 0
+    assert "calibration_error_before" not in figures(TRUE, [0.9] * 16)

@@ -228,6 +228,21 @@ def test_children_beat_the_parent_where_rules_conflict_and_the_figures_agree(rou
     assert outcome.verdict.n_test == routing["n_test"]
 
 
+def test_every_adapter_has_a_calibrator_whose_error_before_and_after_is_shown(routed):
+    report = routed[1].calibration.report
+    for child in report["routing"]["children"]:
+        own = child["calibration"]
+        assert own["on_test"]["none"]["error"] == own["before"]
+        assert own["on_test"][own["method"]]["error"] == own["after"]
+        assert set(own["on_test"]) == {"none", "temperature", "platt", "beta", "isotonic"}
+    assert report["routing"]["calibration_error_before"]["high"] > 0
+    assert report["calibration"]["by"] == "document_type"
+    assert [row["name"] for row in report["calibration"]["slices"] + report["calibration"]["few"]] == ["invoice", "letter", "memo"]
+    page = routed[1].calibration.html.read_text(encoding="utf-8")
+    assert "Calibration error as served, by all adapters" in page
+    assert "By document type" in page
+
+
 def test_the_gate_judges_what_the_adapters_answer_together_and_remembers_its_looks(routed):
     project, outcome = routed
     assert outcome.verdict.difference > outcome.calibration.report["paired"]["accuracy"]["difference"] + 0.2

@@ -45,6 +45,9 @@ def test_the_report_says_what_each_stage_took_and_where_it_comes_from(finished):
     assert report["provenance"]["dataset_version"] == finished.outcome.dataset.id
     assert report["peak_memory_bytes"] > 1e6
     assert finished.outcome.calibration.html.stat().st_size > 10_000
+    calibration = report["calibration"]
+    assert set(calibration["on_test"]) == set(calibration["table"])
+    assert calibration["on_test"][calibration["method"]]["error"] == calibration["after"]
 
 
 def test_the_report_says_what_may_go_out_unread_what_it_is_worth_and_where_it_breaks(tiny):

@@ -119,7 +119,9 @@ def test_a_killed_suite_goes_on(project, evaluation, monkeypatch):
 
 
 def test_the_command_shows_both_models(cli, project, done):
-    result = cli("evaluate", "-C", project.root, "--suite", "office_words, office_answers", "--set", "evaluate.suites.path=tasks", "--set", "train.report_to=[]")
+    result = cli(
+        "evaluate", "-C", project.root, "--suite", "office_words, office_answers", "--set", "evaluate.suites.path=tasks", "--set", "train.report_to=[]"
+    )
     assert result.code == 0, result.err
     assert "office_words" in result.out
     assert "report.html" in result.out

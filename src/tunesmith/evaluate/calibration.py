@@ -284,6 +284,12 @@ def choose_calibrator(
     return kind.fit(logits, y), table
 
 
+def fit_calibrators(logits: ArrayLike, y: ArrayLike, *, judges: str = "label") -> dict[str, Calibrator]:
+    """Return every calibrator, fitted to the logits and right labels of the calibration split. Arguments as in `choose_calibrator`."""
+    kinds: dict[str, type[Calibrator]] = {name: plugins.load("calibrator", name) for name in plugins.available("calibrator") if _fits(name, judges)}
+    return {name: kind.fit(np.asarray(logits, dtype=np.float64), np.asarray(y, dtype=np.int64)) for name, kind in kinds.items()}
+
+
 def load_calibrator(saved: Mapping[str, Any]) -> Calibrator:
     """Return the calibrator that `to_dict` described.
 

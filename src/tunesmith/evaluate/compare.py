@@ -12,8 +12,8 @@ The result is plain data for report.json, with these keys, which are stable:
 
     uncertain                                                 names of metrics that have too few test records for their interval
 
-NAME is one of `QUALITY`, `AREAS` and, where latencies are given, latency_seconds. `calibration_effect` adds `calibration` and
-`reliability`. Figures are ratios, but for the log loss (nats) and the correlation (-1 to 1); latencies are seconds.
+NAME is one of `QUALITY`, `AREAS` and, where latencies are given, latency_seconds. Figures are ratios, but for the log loss
+(nats) and the correlation (-1 to 1); latencies are seconds.
 
 Intervals: Wilson for accuracy (bootstrap where rows are grouped), percentile bootstrap for the rest and for all paired
 differences. P-values are two-sided: exact McNemar for accuracy (the permutation test where rows are grouped), the permutation
@@ -50,7 +50,6 @@ from tunesmith.evaluate.metrics import (
     matthews_correlation,
     mean_of_sums,
     per_class,
-    reliability,
     weighted_f1,
 )
 from tunesmith.evaluate.ranks import Area, auprc, auroc
@@ -153,50 +152,6 @@ def compare(
         "n_test": len(truth),
         "per_class": per_class(truth, tuned, labels),
         "confusion": {"labels": list(labels), "counts": confusion_matrix(truth, tuned).tolist()},
-    }
-
-
-def calibration_effect(
-    before: ArrayLike,
-    after: ArrayLike,
-    y: ArrayLike,
-    *,
-    method: str,
-    table: Mapping[str, Mapping[str, float]],
-    groups: ArrayLike | None = None,
-    level: float = 0.95,
-    n_samples: int = 2000,
-    seed: int = 0,
-    n_bins: int = 15,
-) -> dict[str, Any]:
-    """Measure on the test split what the calibrator did to the tuned model.
-
-    Args:
-        before: shape (n, n_labels). Probabilities without the calibrator.
-        after: shape (n, n_labels). Probabilities with it.
-        y: shape (n,). Right label of each record, an index.
-        method: Name of the calibrator.
-        table: What `choose_calibrator` measured on the calibration split.
-        groups: shape (n,). Document of each record, where a document has several.
-        level: Level of both intervals, a ratio.
-        n_samples: Resamples behind them.
-        seed: Seed of the resamples.
-        n_bins: Bins of the calibration error and of the reliability table.
-
-    Returns:
-        `calibration.{method, before, after, table}` with the expected calibration error before and after, each
-        `{value, low, high}`, and `reliability.{before, after}`, the bins behind them.
-
-    Raises:
-        DataError: shapes do not fit each other.
-    """
-    metric = ExpectedCalibrationError(n_bins)
-    bootstrap = Bootstrap(len(np.asarray(y)), n_samples=n_samples, level=level, seed=seed, groups=groups)
-    both = {"before": before, "after": after}
-    errors = {when: bootstrap.interval(metric.of_sums, metric.rows(*check(y, probabilities))).to_dict() for when, probabilities in both.items()}
-    return {
-        "calibration": {"method": method, **errors, "table": {name: dict(row) for name, row in table.items()}},
-        "reliability": {when: reliability(y, probabilities, n_bins=n_bins) for when, probabilities in both.items()},
     }
 
 

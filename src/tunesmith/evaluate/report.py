@@ -14,7 +14,7 @@ whose keys are absent is left out. The JSON keeps ratios, seconds and bytes; onl
     business                       see `business.business_case`; optional
     robustness                     see `robustness.robustness`; optional
     slices                         see `slices.slices`; optional
-    calibration, reliability       see `compare.calibration_effect`; optional
+    calibration, reliability       see `calibration_effect`; optional
     mistakes                       see `compare.worst_mistakes`; optional
     forgetting                     see `forgetting.forgetting`, with `budget`; optional
     suites                         see `suites.compare_suites`; optional

@@ -13,6 +13,7 @@ Routing figures are plain data for report.json:
     regret.{difference, low, high, p_value}        true routes minus predicted ones
     gain.{difference, low, high, p_value}          predicted routes minus the parent alone
     calibration_error.{value, low, high}           of the confidence of the adapter that answers, expected calibration error
+    calibration_error_before.{value, low, high}    the same of its raw confidence
     document_types[].{document_type, n_test, routed_right, abstained, parent, true_routes, predicted_routes}
 
 Intervals: Wilson for shares, paired percentile bootstrap for differences, exact McNemar for their p-values.
@@ -72,6 +73,7 @@ def routing_figures(
     served: Sequence[str],
     threshold: float,
     *,
+    raw: Mapping[str, FloatArray] | None = None,
     level: float = 0.95,
     n_samples: int = 2000,
     seed: int = 0,
@@ -87,6 +89,7 @@ def routing_figures(
         y: shape (n,). Right labels, as indices.
         served: Document types whose child answers; of the others the parent does.
         threshold: The router's.
+        raw: The same as `probabilities` without calibrators; `calibration_error_before` is left out without them.
         level: Level of every interval.
         n_samples: Resamples behind each bootstrap interval.
         seed: Seed of the resamples.
@@ -124,6 +127,7 @@ def routing_figures(
         "regret": difference("true_routes", "predicted_routes"),
         "gain": difference("predicted_routes", "parent"),
         "calibration_error": bootstrap.interval(metric.of_sums, metric.rows(y, pick(predicted, probabilities))).to_dict(),
+        **({"calibration_error_before": bootstrap.interval(metric.of_sums, metric.rows(y, pick(predicted, raw))).to_dict()} if raw else {}),
         "document_types": [
             {
                 "document_type": str(each),

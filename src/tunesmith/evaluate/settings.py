@@ -134,6 +134,9 @@ class CalibrateSection(Section):
 
     method: Literal["auto", "temperature", "platt", "beta", "isotonic", "none"] = "auto"
     """`auto` takes the one with the lowest cross-validated log loss on the calibration split."""
+    by: Literal["document_type", "source", "language", "none"] = "document_type"
+    """By what the report shows the calibration error of slices, and what a calibrator of their own would bring. Answers are given with the run's
+    calibrator, or with that of the adapter that gives them (`train.adapters`)."""
     n_bins: int = Field(default=15, ge=2)
     """Bins of the expected calibration error and of the reliability diagram."""
     accept: Literal["guarantee", "cost", "capacity"] = "guarantee"

@@ -1,9 +1,10 @@
 """Where is the model weaker than on the whole?
 
 A slice is a named subset of the test records. Given ones come from what is known of a record: its length, source, document
-type, language, and the group of similar texts that it is in. A record that lacks a fact is in none of its slices. Found ones come from a shallow tree over these facts that looks for records
-which go wrong together. Whoever looks for the worst slice finds one, in noise too: so the tree is grown on one half of the
-documents, and a slice that it found is measured on the other half alone.
+type, language, and the group of similar texts that it is in. A record that lacks a fact is in none of its slices.
+Found ones come from a shallow tree over these facts that looks for records which go wrong together. Whoever looks for the worst
+slice finds one, in noise too: so the tree is grown on one half of the documents, and a slice that it found is measured on the
+other half alone.
 
 All slices, given and found, are tested against the rest of the records together, and their p-values are corrected by Holm.
 """

@@ -59,7 +59,9 @@ class Suites:
 
     def __post_init__(self) -> None:
         if self.folder is not None and not self.folder.is_dir():
-            raise NotFoundError(f"evaluate.suites.path must be a folder of task files. Received: {self.folder}.", hint="tunesmith config explain evaluate.suites")
+            raise NotFoundError(
+                f"evaluate.suites.path must be a folder of task files. Received: {self.folder}.", hint="tunesmith config explain evaluate.suites"
+            )
         manager = self._manager
         for name in self.names:
             if name not in manager.task_index:
@@ -126,9 +128,7 @@ class Suites:
         return {"task": name, "harness": _harness(), "limit": self.section.limit, "rows": dict(_rows(found))}
 
 
-def compare_suites(
-    done: Sequence[Mapping[str, Mapping[str, Any]]], *, level: float = 0.95, n_samples: int = 2000, seed: int = 0
-) -> list[dict[str, Any]]:
+def compare_suites(done: Sequence[Mapping[str, Mapping[str, Any]]], *, level: float = 0.95, n_samples: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
     """Compare base and tuned model on tasks.
 
     Args:
@@ -138,8 +138,9 @@ def compare_suites(
         seed: Seed of the resamples.
 
     Returns:
-        A row a figure: `task`, `row` (the task, one of a tag, or part of a group: `is_part`), `metric`, `n`, `num_fewshot`, `version`, `harness`, `limit`, `higher_is_better`; `base` and `tuned` with value,
-        low and high (None where there is no standard error); `paired`, tuned minus base, with difference, low, high and p_value, or None.
+        A row a figure: `task`, `row` (the task, one of a tag, or part of a group: `is_part`), `metric`, `n`,
+        `num_fewshot`, `version`, `harness`, `limit`, `higher_is_better`; `base` and `tuned` with value, low and high (None where there is
+        no standard error); `paired`, tuned minus base, with difference, low, high and p_value, or None.
     """
     shown: list[dict[str, Any]] = []
     for of_task in done:

@@ -120,7 +120,7 @@ def calibrate(project: Project, evaluation: Evaluation) -> Calibration:
         if routing:
             report["routing"] = routing.report
         if suites:
-            levels = {"level": asked.confidence_level, "n_samples": asked.bootstrap_samples, "seed": asked.seed}
+            levels: dict[str, Any] = {"level": asked.confidence_level, "n_samples": asked.bootstrap_samples, "seed": asked.seed}
             report["suites"] = compare_suites(suites, **levels)
         report["goals"] = check_goals(report, asked.goals)
         html = write_report(folder, report)

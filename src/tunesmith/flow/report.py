@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from tunesmith.data.checks import find_languages
 from tunesmith.entities import DatasetVersion, Evaluation, Run, utc_now
 from tunesmith.errors import ConfigError
 from tunesmith.flow.groundedness import judge_of
@@ -39,8 +40,8 @@ _ENCODER_NOTES = (
 
 def make_report(project: Project, run: Run, dataset: DatasetVersion, evaluation: Evaluation, calibrator: Any, table: dict[str, Any]) -> dict[str, Any]:
     """Put the report together: the tuned model as it will answer, that is calibrated, beside base and classical as they are."""
-    from tunesmith.evaluate.calibration import softmax
-    from tunesmith.evaluate.compare import calibration_effect
+    from tunesmith.evaluate.calibration import fit_calibrators, softmax
+    from tunesmith.evaluate.calibration_effect import calibration_effect
 
     section, n_bins = project.config.evaluate, project.config.calibrate.n_bins
     folder = project.root / evaluation.path
@@ -51,6 +52,19 @@ def make_report(project: Project, run: Run, dataset: DatasetVersion, evaluation:
     common: dict[str, Any] = {"level": section.confidence_level, "n_samples": section.bootstrap_samples, "seed": section.seed, "groups": groups}
     latencies = json.loads((folder / "latencies.json").read_text())
     made = run_plan(project, run) if (project.root / run.path / PLAN_FILE).exists() else None  # preference tuning has no plan
+    _, own_logits, own_y = confidences(project, dataset, folder / "tuned-calibration.parquet")
+    fitted = fit_calibrators(own_logits, own_y, judges="written" if is_written(project) else "label")
+    effect = calibration_effect(
+        before,
+        after,
+        y,
+        method=calibrator.to_dict()["method"],
+        table=table,
+        fitted={name: each.probabilities(logits) for name, each in fitted.items()},
+        n_bins=n_bins,
+        **common,
+    )
+    effect["calibration"] |= _calibrated_by(project, dataset, folder, records, calibrator, common)
     compared = (_compare_written if is_written(project) else _compare_labels)(project, dataset, folder, after, latencies, common)
     return {
         "title": f"{project.config.project}: {project.config.task.instruction}",
@@ -58,7 +72,7 @@ def make_report(project: Project, run: Run, dataset: DatasetVersion, evaluation:
         "confidence_level": section.confidence_level,
         "labels": list(project.config.task.names),
         **compared,
-        **calibration_effect(before, after, y, method=calibrator.to_dict()["method"], table=table, n_bins=n_bins, **common),
+        **effect,
         **_accepted(project, dataset, folder, records, before, y, common),
         **_disturbed(project, dataset, folder, common),
         **_forgotten(project, folder, section),
@@ -90,6 +104,24 @@ def make_report(project: Project, run: Run, dataset: DatasetVersion, evaluation:
         },
         "reproduce": "tunesmith run",
     }
+
+
+def _calibrated_by(project: Project, dataset: DatasetVersion, folder: Path, records: pl.DataFrame, calibrator: Any, common: dict[str, Any]) -> dict[str, Any]:
+    """Return the calibration of slices by `calibrate.by`; nothing where all records are in one."""
+    from tunesmith.evaluate.calibration_effect import Answers, calibration_by
+
+    section = project.config.calibrate
+    if section.by == "none":
+        return {}
+    of_split = []
+    for split in ("calibration", "test"):
+        ids, logits, y = confidences(project, dataset, folder / f"tuned-{split}.parquet")
+        own = records if split == "test" else in_order(project, dataset, ids)
+        values = find_languages(own["text"]) if section.by == "language" else own[section.by]
+        of_split.append(Answers(values.to_list(), logits, y))
+    judges = "written" if is_written(project) else "label"
+    found = calibration_by(of_split[0], of_split[1], calibrator, method=section.method, judges=judges, n_bins=section.n_bins, **common)
+    return found and found | {"by": section.by}
 
 
 def _compare_labels(project: Project, dataset: DatasetVersion, folder: Path, after: Any, latencies: Any, common: dict[str, Any]) -> dict[str, Any]:
@@ -144,7 +176,9 @@ def _accepted(project: Project, dataset: DatasetVersion, folder: Path, records: 
     found: dict[str, Any] = {"acceptance": acceptance_on_test(accepted, confidence, wrong, level=section.confidence_level)}
     if section.slices:
         judged = judge_file(project, dataset, folder / "tuned-test.parquet")
-        found["slices"] = slices(judged.right, facts_of(with_languages(records), section.seed), groups=common["groups"], level=section.confidence_level, seed=section.seed)
+        found["slices"] = slices(
+            judged.right, facts_of(with_languages(records), section.seed), groups=common["groups"], level=section.confidence_level, seed=section.seed
+        )
     if is_written(project):
         return found
     names = project.config.task.names
@@ -209,7 +243,6 @@ def _confidence(project: Project, probabilities: Any, y: Any) -> tuple[Any, Any]
 
 def with_languages(records: pl.DataFrame) -> pl.DataFrame:
     """Return records with the column `language`, as data preparation's check tells it, where two languages or more have enough texts for a slice."""
-    from tunesmith.data.checks import find_languages
     from tunesmith.evaluate.slices import MIN_RECORDS
 
     languages = find_languages(records["text"])

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from tunesmith.models.engine import Engine
 
 # Bump when the same inputs would say something else.
-STEP_VERSION = 1
+STEP_VERSION = 2
+
+# Bump when the same child would answer the same records otherwise.
+_ANSWERS_VERSION = 1
 
 ROUTED_FILE = "routed-test.parquet"
 """What the adapters answered to the test split, each text by the one that it was routed to."""
@@ -80,7 +83,7 @@ def route(project: Project, run: Run, evaluation: Evaluation) -> Routing | None:
         )
     router_id, router = train_router(project, dataset, types)
     of_report = project.config.evaluate.model_dump(mode="json", include={"confidence_level", "bootstrap_samples", "seed"})
-    settings = [project.config.router.model_dump(mode="json"), project.config.calibrate.model_dump(mode="json"), of_report]
+    settings = [project.config.router.model_dump(mode="json"), project.config.calibrate.model_dump(mode="json", exclude={"by"}), of_report]
     identity = content_id("rtg", evaluation.id, {each: child.id for each, child in children.items()}, router_id, settings, STEP_VERSION)
     folder = project.root / evaluation.path / identity
     with needs_extra("train"), project.step("route") as done:
@@ -115,8 +118,8 @@ class _Split:
 def _measure(
     project: Project, dataset: DatasetVersion, run: Run, evaluation: Evaluation, children: dict[str, Run], router: Router, folder: Path
 ) -> dict[str, Any]:
-    from tunesmith.evaluate.calibration import choose_calibrator, softmax
-    from tunesmith.evaluate.compare import calibration_effect
+    from tunesmith.evaluate.calibration import choose_calibrator, fit_calibrators, softmax
+    from tunesmith.evaluate.calibration_effect import calibration_effect
     from tunesmith.evaluate.metrics import is_correct
     from tunesmith.evaluate.predict_split import SplitScores, label_indices
     from tunesmith.evaluate.routing import choose_threshold, pick, routing_figures
@@ -146,11 +149,12 @@ def _measure(
                     logits[rows] = _answers(project, child, records.filter(rows), load, f"child {document_type}, {split}")
             known.logits[document_type] = logits
 
-    tables, calibrators = {}, {}
+    tables, calibrators, fitted = {}, {}, {}
     for adapter, logits in splits["calibration"].logits.items():
         own = splits["calibration"].own(adapter) if adapter != PARENT else np.ones(len(logits), dtype=bool)
         y = splits["calibration"].y[own]
         calibrators[adapter], tables[adapter] = choose_calibrator(logits[own], y, calibrated.method, section.seed, n_bins=calibrated.n_bins)
+        fitted[adapter] = fit_calibrators(logits[own], y)
     validation, test = splits["validation"], splits["test"]
     threshold = project.config.router.threshold
     is_given = threshold is not None
@@ -170,17 +174,18 @@ def _measure(
     )
     served = [verdict.document_type for verdict in verdicts if verdict.served]
     probabilities = {each: calibrators[each].probabilities(logits) for each, logits in test.logits.items()}
+    raw = {each: softmax(logits) for each, logits in test.logits.items()}
     types = test.records["document_type"].to_list()
     figures = routing_figures(
-        routes["test"], routes_of(test.records, [*children]), types, probabilities, test.y, served, threshold, n_bins=calibrated.n_bins, **common
+        routes["test"], routes_of(test.records, [*children]), types, probabilities, test.y, served, threshold, raw=raw, n_bins=calibrated.n_bins, **common
     )
     shown = []
     for verdict in verdicts:
         own, each = test.own(verdict.document_type), verdict.document_type
         method = calibrators[each].to_dict()["method"]
-        effect = calibration_effect(
-            softmax(test.logits[each][own]), probabilities[each][own], test.y[own], method=method, table=tables[each], n_bins=calibrated.n_bins, **common
-        )
+        by_method = {name: one.probabilities(test.logits[each][own]) for name, one in fitted[each].items()}
+        about: dict[str, Any] = {"method": method, "table": tables[each], "fitted": by_method, "n_bins": calibrated.n_bins}
+        effect = calibration_effect(raw[each][own], probabilities[each][own], test.y[own], **about, **common)
         shown.append(verdict.model_dump() | {"run": children[each].id, "calibration": effect["calibration"]})
     adapters = routes["test"].adapters(threshold, served)
     SplitScores(tuple(test.records["id"]), names, pick(adapters, test.logits)).save(folder / ROUTED_FILE)
@@ -193,7 +198,7 @@ def _answers(project: Project, child: Run, records: pl.DataFrame, load: Callable
     """Return what a child answers to records, in their order; what it answered before is read again."""
     from tunesmith.evaluate.predict_split import SplitScores
 
-    file = project.state / "scores" / f"{content_id('scr', child.id, sorted(records['id']), STEP_VERSION)}.parquet"
+    file = project.state / "scores" / f"{content_id('scr', child.id, sorted(records['id']), _ANSWERS_VERSION)}.parquet"
     if not file.exists():
         answer_file(project, load(child.id), records, file, what)
     found = SplitScores.load(file)
@@ -205,4 +210,6 @@ def _in_words(report: dict[str, Any], served: Sequence[str] | dict[str, Run]) ->
     ends = report["end_accuracy"]
     who = ", ".join(served) or "none"
     accuracy = f"accuracy {100 * ends['predicted_routes']['value']:.1f} %, parent alone {100 * ends['parent']['value']:.1f} %"
+    errors = [report[name]["value"] for name in ("calibration_error_before", "calibration_error")]
+    accuracy += f"; expected calibration error {errors[0]:.3f} -> {errors[1]:.3f}"
     return f"{accuracy}; routes right {100 * report['accuracy']['value']:.1f} %; children served: {who}"

@@ -340,7 +340,10 @@ def _routing_in_words(routing: dict[str, Any]) -> list[str]:
     ]
     for child in routing["children"]:
         change = f"{100 * child['difference']:+.1f} points [{100 * child['low']:+.1f}, {100 * child['high']:+.1f}] on {child['n_test']:,} test records"
-        lines.append(f"  Child {child['document_type']}: {'served' if child['served'] else 'not served'}, {change}, p {child['p_value']:.4f} (Holm)")
+        fitted = child["calibration"]
+        calibrated = f"calibration error {fitted['before']['value']:.3f} -> {_figure(fitted['after'])} ({fitted['method']})"
+        served = "served" if child["served"] else "not served"
+        lines.append(f"  Child {child['document_type']}: {served}, {change}, p {child['p_value']:.4f} (Holm); {calibrated}")
     return lines
 
 
