@@ -48,7 +48,7 @@ On {report["n_test"]:,} test records that no training, calibration or choice has
 |---|{"---|" * len(models)}
 {rows}
 
-{opponent}Confidences are calibrated by {report.get("calibration", {}).get("method", "nothing yet")} on {dataset.rows["calibration"]:,} records of their own.
+{opponent}{_judge(report)}Confidences are calibrated by {report.get("calibration", {}).get("method", "nothing yet")} on {dataset.rows["calibration"]:,} records of their own.
 {goals}{_adapters(report)}
 ## Data
 
@@ -61,6 +61,11 @@ Dropped, each with its reason: {", ".join(f"{count:,} {reason}" for reason, coun
 - A text longer than {model.max_length} tokens with its prompt is cut ({model.truncate_keep} is kept).
 - The scores hold for texts like the test records; elsewhere measure again.
 """
+
+
+def _judge(report: Mapping[str, Any]) -> str:
+    """Write who said which sentences are without support; empty where nothing was judged."""
+    return f"Sentences without support were judged by: {report['judge']['name']}.\n" if "judge" in report else ""
 
 
 def _adapters(report: Mapping[str, Any]) -> str:
