@@ -21,8 +21,9 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -116,18 +117,27 @@ class EndpointJudge:
                 line = {"key": key, "sentence": missing[key][1], "supported": told.supported}
                 append_line(file, line | ({"received": told.received} if told.received else {}))
 
-            asked: dict[Future[_Told], str] = {pool.submit(self._ask, *pair, headers, stop): key for key, pair in missing.items()}
+            left, asked = iter(missing.items()), dict[Future[_Told], str]()
+
+            def send(n: int) -> None:
+                asked.update({pool.submit(self._ask, *pair, headers, stop): key for key, pair in islice(left, n)})
+
             try:
-                for done, future in enumerate(as_completed(asked), 1):
-                    keep(asked[future], future.result())
-                    self._check()
-                    if progress:
-                        progress(done, len(missing))
+                send(self._section.concurrency)
+                done = 0
+                while asked:  # no more are on their way than can be asked side by side: they are lost when the process is killed
+                    for future in wait(asked, return_when=FIRST_COMPLETED).done:
+                        keep(asked.pop(future), future.result())
+                        self._check()
+                        send(1)
+                        done += 1
+                        if progress:
+                            progress(done, len(missing))
             except BaseException:
                 stop.set()
                 pool.shutdown(cancel_futures=True)  # waits for those that are on their way
                 for future, key in asked.items():
-                    if key not in self._told and not future.cancelled() and future.exception() is None:
+                    if not future.cancelled() and future.exception() is None:
                         keep(key, future.result())
                 raise
         self._check(last=True)
@@ -162,7 +172,7 @@ class EndpointJudge:
         request = urllib.request.Request(address, json.dumps(body).encode(), headers)  # noqa: S310 - the settings allow http(s) alone
         trouble = ""
         for attempt in range(ATTEMPTS):
-            wait = self._pause * 2**attempt
+            pause = self._pause * 2**attempt
             try:
                 with _OPENER.open(request, timeout=self._section.timeout_seconds) as answer:
                     told = _parse(json.loads(answer.read()))
@@ -175,12 +185,12 @@ class EndpointJudge:
                     return _Told(None, f"{trouble}: {said}")
                 if error.code != 429 and error.code < 500:
                     raise self._refused(error.code, trouble, said) from None
-                wait = _asked_pause(error.headers.get("Retry-After", ""), wait)
+                pause = _asked_pause(error.headers.get("Retry-After", ""), pause)
             except (OSError, ValueError, KeyError, TypeError, IndexError, http.client.HTTPException) as error:
                 reason = getattr(error, "reason", error)
                 silent = isinstance(reason, TimeoutError)
                 trouble = f"no reply within {self._section.timeout_seconds:g} s" if silent else self._without_key(f"{type(reason).__name__}: {reason}")
-            if attempt + 1 < ATTEMPTS and stop.wait(wait):
+            if attempt + 1 < ATTEMPTS and stop.wait(pause):
                 break
         raise BackendError(
             f"The judge must reply at {address}. Received, at the last of {ATTEMPTS} attempts: {trouble}. What it said before is kept.",
