@@ -28,6 +28,7 @@ def model_card(model: ModelFile, run: Run, dataset: DatasetVersion, report: Mapp
     labels = "\n".join(f"- {label.name}" + (f" (writes `{label.written}`)" if label.written != label.name else "") for label in model.task.labels)
     against = {"wins": "It beats", "level": "It is level with", "loses": "It loses against", None: ""}[report["classical_verdict"]]
     opponent = f"{against} a classical baseline trained on the same rows and reading the full text.\n" if against else ""
+    judge = f"Sentences without support were judged by: {report['judge']['name']}." if "judge" in report else ""
     answers = f"## Labels\n\n{labels}" if labels else f"## Answers\n\n{_answers(model)}"
     limit = "It picks one of the labels above for any text, also for a text that is about something else." if labels else _WRITTEN_LIMIT
     lines = goals_in_words(report.get("goals", []))
@@ -48,7 +49,8 @@ On {report["n_test"]:,} test records that no training, calibration or choice has
 |---|{"---|" * len(models)}
 {rows}
 
-{opponent}{_judge(report)}Confidences are calibrated by {report.get("calibration", {}).get("method", "nothing yet")} on {dataset.rows["calibration"]:,} records of their own.
+{opponent}{judge}
+Confidences are calibrated by {report.get("calibration", {}).get("method", "nothing yet")} on {dataset.rows["calibration"]:,} records of their own.
 {goals}{_adapters(report)}
 ## Data
 
@@ -61,11 +63,6 @@ Dropped, each with its reason: {", ".join(f"{count:,} {reason}" for reason, coun
 - A text longer than {model.max_length} tokens with its prompt is cut ({model.truncate_keep} is kept).
 - The scores hold for texts like the test records; elsewhere measure again.
 """
-
-
-def _judge(report: Mapping[str, Any]) -> str:
-    """Write who said which sentences are without support; empty where nothing was judged."""
-    return f"Sentences without support were judged by: {report['judge']['name']}.\n" if "judge" in report else ""
 
 
 def _adapters(report: Mapping[str, Any]) -> str:
