@@ -6,6 +6,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tunesmith import flow
+from tunesmith.entities import Evaluation, Run
+from tunesmith.errors import ConfigError
+from tunesmith.evaluate.comparison_report import comparison_verdict
 from tunesmith.models.json_answers import parse_answer
 from tunesmith.project import Project
 from tunesmith.serve.http import create_app
@@ -74,3 +77,68 @@ def test_rows_whose_answer_is_no_json_of_the_schema_are_dropped_with_the_reason(
     version = flow.prepare(opened)
     assert version.dropped["invalid_answer"] == 2
     assert version.labels == ()
+
+
+CANDIDATES = """
+compare:
+  candidates:
+    full: {num_train_epochs: 10}
+    hardly: {num_train_epochs: 1, learning_rate: 1e-6}
+    impossible: {excess_length_strategy: raise, max_length: 150}
+  seeds: [0]
+sweep:
+  parameters: {train.learning_rate: [1e-6, 1e-2], train.seed: [0, 1]}
+  n_trials: 2
+"""
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    root = tiny_extraction_project(tmp_path_factory.mktemp("compared") / "tiny", settings=CANDIDATES)
+    project = Project.load(root, QUICK)
+    return project, flow.compare(project, flow.prepare(project))
+
+
+def test_ways_to_train_an_extraction_are_compared_by_micro_f1(compared):
+    project, comparison = compared
+    report = comparison.report
+    assert (report["metric"], report["best"]) == ("micro_f1", "full")
+    assert report["n"] == flow.newest_dataset(project).rows["validation"]
+    assert report["candidates"]["full"]["gain"]["low"] > 0
+    assert report["candidates"]["hardly"]["behind_best"]["p_value"] <= 1
+    assert "Received: 150" in report["refused"]["impossible"]
+    for row in report["candidates"].values():
+        assert row["forgetting"]["n_texts"] > 0
+        assert row["peak_memory_bytes"][0] > 0
+    assert "points of micro f1" in comparison_verdict(report)
+    assert project.store.all(Evaluation) == [], "nobody looked at test"
+
+
+def test_a_comparison_by_another_figure_trains_nothing_again(compared):
+    project, comparison = compared
+    runs = len(project.store.all(Run))
+    other = Project.load(project.root, [*QUICK, "compare.objective=exact_match"])
+    report = flow.compare(other, flow.prepare(other)).report
+    assert (report["metric"], len(project.store.all(Run))) == ("exact_match", runs)
+    assert report["candidates"]["full"]["score"]["value"] <= comparison.report["candidates"]["full"]["score"]["value"]
+
+
+@pytest.mark.parametrize(("key", "given"), [("compare.objective", "macro_f1"), ("sweep.metric", "log_loss"), ("sweep.metric", "token_f1")])
+def test_a_figure_of_another_kind_of_task_is_refused_before_anything_is_trained(compared, key, given):
+    project, _ = compared
+    other = Project.load(project.root, [*QUICK, f"{key}={given}"])
+    with pytest.raises(ConfigError, match=rf"{key} of an extraction must be micro_f1, .*Received: {given}") as raised:
+        (flow.compare if key.startswith("compare") else flow.sweep)(other, flow.prepare(other))
+    assert raised.value.hint == f"tunesmith {key.partition('.')[0]} --set {key}=auto"
+
+
+def test_settings_of_a_chat_are_sought_by_token_f1(tmp_path):
+    root = tiny_extraction_project(tmp_path / "chat", settings=CANDIDATES)
+    file = root / "tunesmith.yaml"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(f"{text[: text.index('  json_schema:')]}{text[text.index('  max_answer_tokens:') :]}".replace("extraction", "chat"), encoding="utf-8")
+    project = Project.load(root, [*QUICK, "train.num_train_epochs=2", "task.max_answer_tokens=30"])
+    found = flow.sweep(project, flow.prepare(project))
+    assert (found.metric, found.maximizes, len(found.trials)) == ("token_f1", True, 2)
+    assert found.best.score == max(trial.score for trial in found.trials)
+    assert 0 <= found.worth.low <= found.worth.value <= found.worth.high <= 1

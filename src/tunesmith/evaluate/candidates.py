@@ -15,29 +15,23 @@ Procedure.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from tunesmith.errors import DataError
-from tunesmith.evaluate.intervals import Bootstrap, Difference, Interval, two_sided
-from tunesmith.evaluate.metrics import FloatArray, Metric, accuracy, check, log_loss, macro_f1
-
-Objective = Literal["accuracy", "macro_f1", "log_loss", "business_cost"]
-
-METRICS: dict[str, Metric] = {"accuracy": accuracy, "macro_f1": macro_f1, "log_loss": log_loss}
-LOWER_IS_BETTER = {"log_loss", "business_cost"}
+from tunesmith.evaluate.intervals import Bootstrap, Difference, FloatArray, Interval, OfSums, two_sided
 
 
 def compare_candidates(
-    candidates: Mapping[str, Sequence[ArrayLike]],
-    base: ArrayLike,
-    y: ArrayLike,
+    candidates: Mapping[str, Sequence[FloatArray]],
+    base: FloatArray,
+    of_sums: OfSums,
     *,
-    metric: str,
-    measure: Metric | None = None,
+    maximizes: bool = True,
     eligible: Sequence[str] | None = None,
+    groups: ArrayLike | None = None,
     level: float = 0.95,
     n_samples: int = 2000,
     seed: int = 0,
@@ -45,12 +39,12 @@ def compare_candidates(
     """Compare candidates on the validation split and choose the best.
 
     Args:
-        candidates: Name -> probabilities of each seed, each of shape (n, n_labels).
-        base: shape (n, n_labels). The untuned model's probabilities.
-        y: shape (n,). Right label of each record, an index.
-        metric: What is compared: accuracy, macro_f1, log_loss or business_cost (of both lower is better).
-        measure: How it is measured, where `METRICS` does not know: the costs of mistakes are the user's.
+        candidates: Name -> what each record adds to the figure that is compared, per seed, each of shape (n, k).
+        base: shape (n, k). What each record adds to the untuned model's figure.
+        of_sums: The figure as a function of sums over records.
+        maximizes: Whether more of it is better.
         eligible: Candidates that may be chosen; all when None.
+        groups: shape (n,). Document of each record, where a document has several.
         level: Level of the intervals, a ratio.
         n_samples: Resamples.
         seed: Seed of the resamples.
@@ -65,19 +59,16 @@ def compare_candidates(
     """
     if not candidates or not all(candidates.values()):
         raise DataError("A comparison needs a candidate, and a seed of each. Received: none.")
-    measure, sign = measure or METRICS[metric], -1.0 if metric in LOWER_IS_BETTER else 1.0
-    truth, untuned = check(y, base)
-    bootstrap = Bootstrap(len(truth), n_samples=n_samples, level=level, seed=seed)
+    sign = 1.0 if maximizes else -1.0
+    bootstrap = Bootstrap(len(base), n_samples=n_samples, level=level, seed=seed, groups=groups)
     draw = np.random.default_rng([seed, 1])
 
-    def of_seeds(all_probabilities: Sequence[ArrayLike]) -> tuple[float, FloatArray]:
-        rows = [measure.rows(*check(truth, probabilities)) for probabilities in all_probabilities]
-        value = float(np.mean([measure.of_sums(own.sum(axis=0)) for own in rows]))
-        return value, _with_seeds(np.stack([bootstrap.replicates(measure.of_sums, own) for own in rows]), draw)
+    def of_seeds(rows: Sequence[FloatArray]) -> tuple[float, FloatArray]:
+        value = float(np.mean([of_sums(own.sum(axis=0)) for own in rows]))
+        return value, _with_seeds(np.stack([bootstrap.replicates(of_sums, own) for own in rows]), draw)
 
-    base_rows = measure.rows(truth, untuned)
-    base_value, base_replicates = float(measure.of_sums(base_rows.sum(axis=0))), bootstrap.replicates(measure.of_sums, base_rows)
-    found = {name: of_seeds(all_probabilities) for name, all_probabilities in candidates.items()}
+    base_value, base_replicates = float(of_sums(base.sum(axis=0))), bootstrap.replicates(of_sums, base)
+    found = {name: of_seeds(rows) for name, rows in candidates.items()}
     shown: dict[str, dict[str, Any]] = {
         name: {
             "score": Interval(value, *bootstrap.ends(replicates)).to_dict(),
@@ -94,8 +85,7 @@ def compare_candidates(
         for name, difference, corrected in zip(rivals, behind, holm([each.p_value for each in behind]), strict=True):
             shown[name]["behind_best"] = difference.to_dict() | {"p_value": corrected}
     return {
-        "metric": metric,
-        "n": len(truth),
+        "n": len(base),
         "base": Interval(base_value, *bootstrap.ends(base_replicates)).to_dict(),
         "candidates": shown,
         "best": best,

@@ -10,22 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from tunesmith.errors import DataError
-from tunesmith.evaluate.intervals import Interval
-from tunesmith.evaluate.metrics import Metric, check
+from tunesmith.evaluate.intervals import FloatArray, Interval, OfSums
 
 
-def worth_of_best(
-    metric: Metric, y: ArrayLike, candidates: Sequence[ArrayLike], *, maximize: bool, n_samples: int = 2000, level: float = 0.95, seed: int = 0
-) -> Interval:
+def worth_of_best(of_sums: OfSums, candidates: Sequence[FloatArray], *, maximize: bool, n_samples: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
     """Estimate the figure that the best of several candidates will have on new records.
 
     Args:
-        metric: What chooses, and what is measured.
-        y: shape (n,). Right label of each record, an index.
-        candidates: Per candidate, probabilities of the same records, shape (n, n_labels).
+        of_sums: What chooses, and what is measured, as a function of sums over records.
+        candidates: Per candidate, what each of the same records adds to the sums, shape (n, k).
         maximize: Whether more is better.
         n_samples: Resamples.
         level: Level of the interval, a ratio in (0, 1).
@@ -36,23 +31,23 @@ def worth_of_best(
         37 of 100 records at a time, so that the interval is rather too wide than too narrow.
 
     Raises:
-        DataError: there are no candidates or fewer than two records, or see `metrics.check`.
+        DataError: there are no candidates, or fewer than two records.
 
     Source:
         Tsamardinos, Greasidou and Borboudakis 2018, Bootstrapping the out-of-sample predictions for efficient and accurate
         cross-validation, Machine Learning 107, algorithm 5 (BBC-CV).
     """
-    if not candidates or np.shape(y)[0] < 2:
-        raise DataError(f"A choice needs candidates and at least two records. Received: {len(candidates)} and {np.shape(y)[0]}.")
-    rows = [metric.rows(*check(y, probabilities)) for probabilities in candidates]
-    n, draw, sign = len(rows[0]), np.random.default_rng(seed), 1.0 if maximize else -1.0
+    n = len(candidates[0]) if candidates else 0
+    if n < 2:
+        raise DataError(f"A choice needs candidates and at least two records. Received: {len(candidates)} and {n}.")
+    draw, sign = np.random.default_rng(seed), 1.0 if maximize else -1.0
     worth: list[float] = []
     while len(worth) < n_samples:
-        counts: NDArray[np.float64] = np.bincount(draw.integers(n, size=n), minlength=n).astype(np.float64)
+        counts: FloatArray = np.bincount(draw.integers(n, size=n), minlength=n).astype(np.float64)
         left_out = (counts == 0).astype(np.float64)
         if not left_out.any():  # of a handful of records, each may have been drawn
             continue
-        winner = max(range(len(rows)), key=lambda candidate: sign * float(metric.of_sums(counts @ rows[candidate])))
-        worth.append(float(metric.of_sums(left_out @ rows[winner])))
+        winner = max(range(len(candidates)), key=lambda candidate: sign * float(of_sums(counts @ candidates[candidate])))
+        worth.append(float(of_sums(left_out @ candidates[winner])))
     low, high = np.quantile(worth, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(np.mean(worth)), float(low), float(high))

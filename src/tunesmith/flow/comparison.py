@@ -18,14 +18,15 @@ from typing import Any
 from tunesmith.config import Config
 from tunesmith.entities import DatasetVersion, Run, content_id, utc_now
 from tunesmith.errors import BackendError, TunesmithError
-from tunesmith.flow.scoring import read_probe_texts, read_probes, score_validation, truth
+from tunesmith.flow.objective import documents, objective
+from tunesmith.flow.scoring import read_probe_texts, read_probes, score_validation
 from tunesmith.flow.training import plan, run_id, run_plan, train
 from tunesmith.libraries import quiet_libraries
 from tunesmith.project import Progress, Project, needs_extra
 from tunesmith.train.settings import TrainSection
 
 # Bump when the same runs would be compared otherwise.
-STEP_VERSION = 1
+STEP_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,14 @@ def compare(project: Project, dataset: DatasetVersion) -> Comparison:
     """Train every candidate of `compare.candidates` with every seed, measure, and choose the best on validation.
 
     Raises:
+        ConfigError: the objective is none of this kind of task, or needs costs that are not stated.
         BackendError: no candidate could be trained.
     """
     with needs_extra("train"):
-        from tunesmith.evaluate.business import BusinessCost, cost_matrix
         from tunesmith.evaluate.candidates import compare_candidates
         from tunesmith.evaluate.comparison_report import write_comparison
     section, evaluated = project.config.compare, project.config.evaluate
-    # First, so that a cost which names no label is told before anything is trained.
-    measure = BusinessCost(cost_matrix(evaluated.business, project.config.task.names)) if section.objective == "business_cost" else None
+    judged_by = objective(project, "compare.objective")  # first, so that what is wrong with it is told before anything is trained
     runs: dict[str, list[Run]] = {}
     refused: dict[str, str] = {}
     wanted = [(name, candidate.as_candidate(project.config.train, seed)) for name, candidate in section.candidates.items() for seed in section.seeds]
@@ -72,19 +72,18 @@ def compare(project: Project, dataset: DatasetVersion) -> Comparison:
         raise BackendError("A comparison needs a candidate that can be trained. " + " ".join(f"{name}: {why}" for name, why in refused.items()))
     with project.step("compare") as done:
         of_candidate = {name: [run.id for run in own] for name, own in runs.items()}
-        costs = evaluated.business.model_dump(mode="json") if measure else None
-        identity = content_id("cmp", dataset.id, of_candidate, refused, section.model_dump(mode="json"), costs, STEP_VERSION)
-        base = score_validation(project, dataset, None)
-        y = truth(project, dataset, base)
+        costs = evaluated.business.model_dump(mode="json") if judged_by.name == "business_cost" else None
+        resolved = section.model_dump(mode="json") | {"objective": judged_by.name}
+        identity = content_id("cmp", dataset.id, of_candidate, refused, resolved, costs, STEP_VERSION)
         rows = {name: _row(project, own) for name, own in runs.items()}
         eligible = [name for name, row in rows.items() if _may_be_chosen(row, section.memory_limit_gb, evaluated.max_forgetting)]
         compared = compare_candidates(
-            {name: [_probabilities(project, dataset, run) for run in own] for name, own in runs.items()},
-            _softmax(base.logits),
-            y,
-            metric=section.objective,
-            measure=measure,
+            {name: [judged_by.rows(project, dataset, run) for run in own] for name, own in runs.items()},
+            judged_by.rows(project, dataset, None),
+            judged_by.figure.of_sums,
+            maximizes=judged_by.maximizes,
             eligible=eligible,
+            groups=documents(project, dataset),
             level=evaluated.confidence_level,
             n_samples=evaluated.bootstrap_samples,
             seed=evaluated.seed,
@@ -93,6 +92,7 @@ def compare(project: Project, dataset: DatasetVersion) -> Comparison:
             hours = sum(row["seconds"]) / len(row["seconds"]) / 3600
             compared["candidates"][name] |= row | {"eligible": name in eligible, "cost": section.hourly_cost * hours or None}
         report = compared | {
+            "metric": judged_by.name,
             "currency": evaluated.business.currency,
             "title": f"{project.config.project}: ways to train",
             "created_at": utc_now(),
@@ -210,16 +210,6 @@ def _may_be_chosen(row: dict[str, Any], memory_limit_gb: float | None, max_forge
 
     fits = memory_limit_gb is None or max(row["peak_memory_bytes"]) <= memory_limit_gb * 1e9
     return fits and ("forgetting" not in row or within_budget(row["forgetting"], max_forgetting))
-
-
-def _probabilities(project: Project, dataset: DatasetVersion, run: Run) -> Any:
-    return _softmax(score_validation(project, dataset, run).logits)
-
-
-def _softmax(logits: Any) -> Any:
-    from tunesmith.evaluate.calibration import softmax
-
-    return softmax(logits)
 
 
 def _track(project: Project, identity: str, runs: dict[str, list[Run]], report: dict[str, Any], html: Path) -> None:

@@ -11,7 +11,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tunesmith.entities import DatasetVersion, Run, content_id
-from tunesmith.errors import ConfigError
 from tunesmith.flow.dataset import read
 from tunesmith.project import Project
 
@@ -85,7 +84,7 @@ def _score_disturbed(project: Project, run: Run, records: pl.DataFrame, folder: 
     missing = {kind: file for kind, file in disturbed_files(project, folder).items() if not file.exists()}
     if not missing:
         return
-    model = writer(project, run) if is_written(project) else engine(project, run)
+    model = answerer(project, run, records)
     sample = records.filter(pl.col("split") == "test").sort("id").head(section.robustness_samples)
     how = disturbances(task.type, [label.written for label in task.labels])
     for kind, file in missing.items():
@@ -150,6 +149,13 @@ def untuned(project: Project, records: pl.DataFrame) -> Engine | Prior:
     return engine(project, None)
 
 
+def answerer(project: Project, run: Run | None, records: pl.DataFrame) -> Engine | Generator | Prior:
+    """Load what answers the task: a run, or the untuned model where it is None. Arguments as in `untuned`."""
+    if is_written(project):
+        return writer(project, run)
+    return engine(project, run) if run else untuned(project, records)
+
+
 def is_encoder(project: Project) -> bool:
     """Whether the base model is an encoder, which picks labels and writes nothing."""
     return project.model_section.num_labels > 0
@@ -169,24 +175,20 @@ def _weights(project: Project, run: Run | None) -> Path | None:
     return project.root / run.path / WEIGHTS_FOLDER if run else None
 
 
-def score_validation(project: Project, dataset: DatasetVersion, run: Run | None) -> SplitScores:
-    """Let a run, or the base model where it is None, answer the validation split; what was answered before is read again.
+def score_validation(project: Project, dataset: DatasetVersion, run: Run | None) -> Path:
+    """Let a run, or the base model where it is None, answer the validation split; what was answered before is kept.
 
     Candidates are chosen by this, so that the test split stays unseen.
 
-    Raises:
-        ConfigError: the task is no classification.
+    Returns:
+        The file of answers.
     """
-    from tunesmith.evaluate.predict_split import SplitScores
-
-    if is_written(project):
-        raise ConfigError(f"Candidates are compared on classifications only, so far. Received: task.type {project.config.task.type}.", hint="tunesmith run")
     every = read(project, dataset)
     records = every.filter(pl.col("split") == "validation")
     file = project.root / run.path / "validation.parquet" if run else base_scores_file(project, dataset, records)
     if not file.exists():
-        answer_file(project, engine(project, run) if run else untuned(project, every), records, file, f"{run.id if run else 'base model'}, validation")
-    return SplitScores.load(file)
+        answer_file(project, answerer(project, run, every), records, file, f"{run.id if run else 'base model'}, validation")
+    return file
 
 
 def read_probes(project: Project, run: Run | None) -> ProbeScores:

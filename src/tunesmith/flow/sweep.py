@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.config import field_of
 from tunesmith.entities import DatasetVersion, Run, content_id
 from tunesmith.errors import ConfigError, DataError, DivergedError, RefusedError
-from tunesmith.flow.scoring import is_written, score_validation, truth
+from tunesmith.flow.objective import Objective, objective
 from tunesmith.flow.training import Watch, run_id, train
 from tunesmith.project import Project, needs_extra
 from tunesmith.train.settings import NOT_LEARNT
@@ -79,7 +79,7 @@ def sweep(project: Project, dataset: DatasetVersion) -> Sweep:
         dataset: What all trials learn, and are scored on.
 
     Raises:
-        ConfigError: nothing is searched, the task is no classification, or every value tried breaks a rule.
+        ConfigError: nothing is searched, the metric is none of this kind of task, or every value tried breaks a rule.
         RefusedError, DataError, DivergedError: no trial could be trained; the last one's error.
         BackendError: a program below us failed; the trial is tried again by the next call.
     """
@@ -89,21 +89,20 @@ def sweep(project: Project, dataset: DatasetVersion) -> Sweep:
             "sweep.parameters must name what is searched. Received: nothing.",
             hint="tunesmith sweep --set 'sweep.parameters.train.learning_rate={low: 1e-4, high: 1e-2, log: true}'",
         )
-    if is_written(project):
-        raise ConfigError(f"A sweep scores classifications only, so far. Received: task.type {project.config.task.type}.", hint="tunesmith run")
     with needs_extra("train"):
         from tunesmith.train.sweep import Study
+    judged_by = objective(project, "sweep.metric")
     identity = sweep_id(project, dataset)
     with project.step("sweep") as done:
         study = Study(project.state / "sweeps.db", identity, section, [key for key in section.parameters if _takes_whole_numbers(key)])
-        searched = {f"sweep.{key}": value for key, value in section.model_dump(mode="json").items()}
+        searched = {f"sweep.{key}": value for key, value in (section.model_dump(mode="json") | {"metric": judged_by.name}).items()}
         project.trackers.begin(identity, {"dataset_version": dataset.id, **searched}, dataset)
         ended = study.trials
         while len(ended) < section.n_trials and not _is_time_up(ended, section.timeout_hours):
             project.progress.advance(len(ended), section.n_trials, _so_far(ended, section.maximizes, section.n_trials))
-            ended = [*ended, _one_trial(project, dataset, study, identity)]
+            ended = [*ended, _one_trial(project, dataset, study, judged_by, identity)]
         project.trackers.finish(identity)
-        found = _found(project, dataset, study, identity)
+        found = _found(project, dataset, study, judged_by, identity)
         done(f"{identity}: trial {found.best.number} of {len(found.trials)}, {found.metric} {found.best.score:.3f} on validation")
         return found
 
@@ -111,7 +110,7 @@ def sweep(project: Project, dataset: DatasetVersion) -> Sweep:
 def sweep_id(project: Project, dataset: DatasetVersion) -> str:
     """Return the id of a sweep: with more trials, or more time, it stays the same."""
     section = project.config.sweep
-    searched = section.model_dump(mode="json", include={"parameters", "metric", "pruner", "seed"})
+    searched = section.model_dump(mode="json", include={"parameters", "pruner", "seed"}) | {"metric": objective(project, "sweep.metric").name}
     fixed = {
         "task": project.config.task.model_dump(mode="json"),
         "model": project.config.model.model_dump(mode="json"),
@@ -146,7 +145,7 @@ def _so_far(ended: list[Trial], maximizes: bool, n_trials: int) -> str:
     return f"trials, best {max(scores) if maximizes else min(scores):.3f}, some {minutes:.0f} min left"
 
 
-def _one_trial(project: Project, dataset: DatasetVersion, study: Study, identity: str) -> Trial:
+def _one_trial(project: Project, dataset: DatasetVersion, study: Study, judged_by: Objective, identity: str) -> Trial:
     from tunesmith.models.memory import trim_heap
     from tunesmith.train.sweep import Pruned
 
@@ -157,11 +156,11 @@ def _one_trial(project: Project, dataset: DatasetVersion, study: Study, identity
         project.trackers.set_parent(trained, identity)
         if own.store.find(Run, trained) is None:
             trial.check()
-        run = train(own, dataset, watch=_pruning(own, trained, trial, maximizes=project.config.sweep.maximizes))
-        score = float(_metric(project)(*_answers(own, dataset, run.id)))
+        run = train(own, dataset, watch=_pruning(own, trained, trial, maximizes=judged_by.maximizes))
+        score = judged_by.score(judged_by.rows(own, dataset, run))
         ended = study.tell(trial, "complete", score=score, run_id=trained, seconds=time.monotonic() - started)
         for shown, step in ((trained, run.steps), (identity, trial.number)):
-            project.trackers.log_metrics(shown, {f"validation/{project.config.sweep.metric}": score}, step)
+            project.trackers.log_metrics(shown, {f"validation/{judged_by.name}": score}, step)
     except Pruned as reason:
         ended = study.tell(trial, "pruned", score=None, run_id=trained, seconds=time.monotonic() - started, reason=str(reason))
         _leave(project, trained, "KILLED")
@@ -206,21 +205,7 @@ def _pruning(project: Project, trained: str, trial: OpenTrial, *, maximizes: boo
     return watch
 
 
-def _answers(project: Project, dataset: DatasetVersion, trained: str) -> tuple[Any, Any]:
-    """Return the right labels of the validation records, and what a run gives them."""
-    from tunesmith.evaluate.calibration import softmax
-
-    scores = score_validation(project, dataset, project.store.get(Run, trained))
-    return truth(project, dataset, scores), softmax(scores.logits)
-
-
-def _metric(project: Project) -> Any:
-    from tunesmith.evaluate import metrics
-
-    return getattr(metrics, project.config.sweep.metric)
-
-
-def _found(project: Project, dataset: DatasetVersion, study: Study, identity: str) -> Sweep:
+def _found(project: Project, dataset: DatasetVersion, study: Study, judged_by: Objective, identity: str) -> Sweep:
     from tunesmith.evaluate.selection import worth_of_best
 
     section, trials = project.config.sweep, study.trials
@@ -230,10 +215,10 @@ def _found(project: Project, dataset: DatasetVersion, study: Study, identity: st
         raise RefusedError(f"A sweep needs a trial that can be scored. Received {len(trials)} that ended otherwise: {reasons}.", hint="tunesmith plan")
     top = (max if section.maximizes else min)(trial.score for trial in trials if trial.score is not None)
     best = next(trial for trial in trials if trial.score == top)
-    pairs = [_answers(project, dataset, trained) for trained in scored]
+    rows = [judged_by.rows(project, dataset, project.store.get(Run, trained)) for trained in scored]
     settings = project.config.evaluate
     worth = worth_of_best(
-        _metric(project), pairs[0][0], [probabilities for _, probabilities in pairs],
-        maximize=section.maximizes, n_samples=settings.bootstrap_samples, level=settings.confidence_level, seed=settings.seed,
+        judged_by.figure.of_sums, rows, maximize=judged_by.maximizes,
+        n_samples=settings.bootstrap_samples, level=settings.confidence_level, seed=settings.seed,
     )  # fmt: skip
-    return Sweep(identity, section.metric, section.maximizes, tuple(trials), best, worth, len(scored), len(pairs[0][0]), study.importance(), section.n_trials)
+    return Sweep(identity, judged_by.name, judged_by.maximizes, tuple(trials), best, worth, len(scored), len(rows[0]), study.importance(), section.n_trials)

@@ -265,8 +265,10 @@ class CompareSection(Section):
     """Name -> keys of the section `train` that this candidate sets; the others are as in `train`. The four strategies when empty."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     """Seeds that each candidate is trained with. Three or more, or the interval says nothing of their chance."""
-    objective: Literal["accuracy", "macro_f1", "log_loss", "business_cost"] = "macro_f1"
-    """What the best candidate is best at, on the validation split; `business_cost` is what its mistakes cost a document (`evaluate.business`)."""
+    objective: Literal["auto", "accuracy", "macro_f1", "log_loss", "business_cost", "micro_f1", "token_f1", "exact_match"] = "auto"
+    """What the best candidate is best at, on the validation split. Of a classification `accuracy`, `macro_f1` (`auto`), `log_loss`, or `business_cost`,
+    what its mistakes cost a document (`evaluate.business`); of an extraction `micro_f1` (`auto`) or `exact_match`; of a chat `token_f1` (`auto`) or
+    `exact_match`."""
     memory_limit_gb: float | None = Field(default=None, gt=0)
     """A candidate whose training took more memory, in GB (10^9 bytes), is not chosen."""
     hourly_cost: float = Field(default=0.0, ge=0)
@@ -326,8 +328,9 @@ class SweepSection(Section):
     """What is searched: any key below `task`, `model` and `train` that changes what is learnt, with its values."""
     n_trials: int = Field(default=20, ge=1)
     """Trials in all. A higher number later continues the same sweep."""
-    metric: Literal["accuracy", "macro_f1", "log_loss", "brier"] = "accuracy"
-    """What is sought, on validation: more `accuracy` or `macro_f1`, or less `log_loss` or `brier`. `tunesmith register` compares by accuracy."""
+    metric: Literal["auto", "accuracy", "macro_f1", "log_loss", "brier", "micro_f1", "token_f1", "exact_match"] = "auto"
+    """What is sought, on validation. Of a classification more `accuracy` (`auto`, by which `tunesmith register` compares) or `macro_f1`, or less `log_loss` or
+    `brier`; of an extraction more `micro_f1` (`auto`) or `exact_match`; of a chat more `token_f1` (`auto`) or `exact_match`."""
     direction: Literal["auto", "maximize", "minimize"] = "auto"
     """`auto` is what the metric means by better; another one is refused."""
     pruner: Literal["median", "hyperband", "none"] = "median"
@@ -352,7 +355,7 @@ class SweepSection(Section):
     @property
     def maximizes(self) -> bool:
         """Whether more of the metric is better."""
-        return self.metric in ("accuracy", "macro_f1")
+        return self.metric not in ("log_loss", "brier")
 
 
 def _paths(values: dict[Any, Any], at: str) -> Iterator[tuple[str, Any]]:
