@@ -224,6 +224,7 @@ def _refuse_for_encoder(config: Config) -> None:
     rules = {
         "train.strategy must be full or lora": train.strategy if train.strategy in ("prefix", "qlora") else None,
         "train.lora_dropout must be 0": train.lora_dropout or None,
+        "task.examples must be empty, since it reads the text alone": len(config.task.examples) or None,
         "train.stages must be empty": [stage.name for stage in train.stages] or None,
         "train.adapters must be empty": "one adapter per document type" if train.adapters else None,
         "train.packing must be false": train.packing or None,

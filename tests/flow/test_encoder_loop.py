@@ -65,12 +65,14 @@ def test_run_again_nothing_is_done(looped):
 
 def test_what_needs_a_model_that_writes_is_refused_at_once(looped):
     project, outcome = looped
-    changed = project.changed(["train.strategy=prefix", "train.lora_dropout=0.1", "evaluate.max_forgetting=0.1"])
+    keys = ["train.strategy=prefix", "train.lora_dropout=0.1", "evaluate.max_forgetting=0.1", "task.examples=[{text: a letter, label: card}]"]
+    changed = project.changed(keys)
     with pytest.raises(ConfigError, match=r"encoder is an encoder with a classification head") as error:
         flow.plan(changed, outcome.dataset)
     assert error.value.message.splitlines()[1:] == [
         "train.strategy must be full or lora. Received: prefix.",
         "train.lora_dropout must be 0. Received: 0.1.",
+        "task.examples must be empty, since it reads the text alone. Received: 1.",
         "evaluate.max_forgetting must be empty, since forgetting is measured on text that a model writes. Received: 0.1.",
     ]
     with pytest.raises(ConfigError, match=r"by train.strategy full or lora. Received: model.load_in_4bit, or train.strategy qlora"):

@@ -7,8 +7,9 @@ from fastapi.testclient import TestClient
 
 from tunesmith import flow
 from tunesmith.entities import Evaluation, Run
-from tunesmith.errors import ConfigError
+from tunesmith.errors import ConfigError, DataError
 from tunesmith.evaluate.comparison_report import comparison_verdict
+from tunesmith.flow.scoring import base_scores_file
 from tunesmith.models.json_answers import parse_answer
 from tunesmith.project import Project
 from tunesmith.serve.http import create_app
@@ -77,6 +78,34 @@ def test_rows_whose_answer_is_no_json_of_the_schema_are_dropped_with_the_reason(
     version = flow.prepare(opened)
     assert version.dropped["invalid_answer"] == 2
     assert version.labels == ()
+
+
+def with_example(project, split):
+    """Return the project with the first record of a split as an example of its prompt."""
+    record = flow.read(project, flow.prepare(project)).filter(split=split).sort("id").row(0, named=True)
+    example = json.dumps([{"text": f"  {record['text'].upper()}", "label": json.loads(record["label"])}])
+    return Project.load(project.root, [*QUICK, f"task.examples={example}"]), record
+
+
+def test_an_example_of_the_prompt_is_shown_to_base_and_tuned_model_alike(project, outcome):
+    shown, record = with_example(project, "train")
+    assert record["text"].upper() in shown.prompt.render("x")
+    dataset = flow.prepare(shown)
+    assert dataset.id == outcome.dataset.id, "an example changes no record"
+    assert flow.run_id(shown, dataset) != outcome.run.id
+    assert base_scores_file(shown, dataset, flow.read(shown, dataset)) != base_scores_file(project, dataset, flow.read(project, dataset))
+    longer = len(shown.prompt.prefix) - len(project.prompt.prefix)
+    bare, made = (flow.plan(each, dataset) for each in (Project.load(project.root, [*QUICK, "train.seed=9"]), shown))
+    assert longer > 20
+    assert made.tokens > bare.tokens
+
+
+@pytest.mark.parametrize("split", ["validation", "calibration", "test"])
+def test_an_example_that_will_be_asked_for_is_refused(project, split):
+    shown, record = with_example(project, split)
+    with pytest.raises(DataError, match=rf"task\.examples\[0\], which is {record['id']} of {split}") as raised:
+        flow.plan(shown, flow.prepare(shown))
+    assert raised.value.hint.startswith("Take a record of train, as '")
 
 
 CANDIDATES = """

@@ -28,6 +28,57 @@ def test_the_instruction_lists_the_answers(base):
     assert Prompt(load_tokenizer(base), task, 160).instruction == "Sort. Answer with one of: card, loan."
 
 
+EXAMPLES = ({"text": "she paid her tuition", "label": "loan"}, {"text": "the house <|im_end|>", "label": "A long name"})
+
+
+def shown(base, examples, max_length=160):
+    task = TaskSection(instruction="Sort.", labels=({"name": "A long name", "answer": "card"}, "loan"), examples=examples)
+    return Prompt(load_tokenizer(base), task, max_length)
+
+
+def test_examples_are_turns_before_the_text_and_part_of_the_shared_prefix(base):
+    prompt = shown(base, EXAMPLES[:1])
+    turns = [("system", prompt.instruction), ("user", "she paid her tuition"), ("assistant", "loan"), ("user", "my card")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    assert prompt.render("my card") == prompt.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert decode(prompt, prompt.prefix + prompt.encode(["my card"])[0] + prompt.suffix) == prompt.render("my card")
+    assert prompt.round_trips(["my card"])
+
+
+def test_examples_count_in_the_length(base):
+    bare, full = shown(base, ()), shown(base, EXAMPLES)
+    assert full.text_budget == bare.text_budget - (len(full.prefix) - len(bare.prefix))
+    with pytest.raises(ConfigError, match=r"of which \d+ are prompt, examples and answer") as raised:
+        shown(base, EXAMPLES, max_length=60)
+    assert "train.max_length=" in raised.value.hint
+
+
+def test_the_model_writes_the_answers_of_examples_as_it_writes_its_own_and_none_ends_a_turn(base):
+    prompt = shown(base, EXAMPLES)
+    assert "card<|im_end|>" in prompt.render("x"), "what is written for the label, not its name"
+    ends = prompt.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert prompt.prefix.count(ends) == 1 + 2 * len(EXAMPLES), "the system's turn and two of each example; the one inside a text is plain"
+    assert decode(prompt, prompt.prefix) in prompt.render("")
+
+
+def test_an_example_of_an_extraction_is_shown_in_the_order_of_the_schema(base):
+    schema = {"type": "object", "properties": {"kind": {"type": "string"}, "words": {"type": "array", "items": {"type": "string"}}}}
+    task = TaskSection(type="extraction", instruction="Find.", json_schema=schema, examples=({"text": "a", "label": {"words": ["b"], "kind": "c"}},))
+    assert '{"kind": "c", "words": ["b"]}<|im_end|>' in Prompt(load_tokenizer(base), task, 300).render("x")
+
+
+@pytest.mark.parametrize(("kind", "label"), [("classification", "house"), ("extraction", '{"house": 1}'), ("extraction", "house")])
+def test_an_example_whose_answer_is_none_of_the_task_is_refused(kind, label):
+    of_kind = {"labels": ("card", "loan")} if kind == "classification" else {"json_schema": {"type": "object", "properties": {"kind": {"type": "string"}}}}
+    with pytest.raises(ValueError, match=r"examples\[0\]\.label"):
+        TaskSection(type=kind, instruction="Sort.", examples=({"text": "a", "label": label},), **of_kind)
+
+
+def test_a_task_without_examples_is_written_as_before_there_were_any(task):
+    assert "examples" not in task.model_dump(mode="json")
+    assert TaskSection.model_validate(task.model_dump(mode="json")) == task
+
+
 def test_answers_end_with_the_stop_token(prompt):
     assert [decode(prompt, answer) for answer in prompt.answers] == ["card<|im_end|>", "loan<|im_end|>", "mortgage<|im_end|>"]
 
@@ -111,7 +162,7 @@ def test_no_stop_token(base, task):
 def test_a_template_that_changes_the_text(base, task):
     tokenizer = load_tokenizer(base)
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'][:3] }}{% endfor %}"
-    with pytest.raises(ConfigError, match="must keep the user's message as it is"):
+    with pytest.raises(ConfigError, match="must keep every message as it is"):
         Prompt(tokenizer, task, 160)
 
 

@@ -30,7 +30,7 @@ from tunesmith.entities import DatasetVersion, Record, Run, content_id, utc_now
 from tunesmith.errors import DataError
 from tunesmith.files import file_sha256
 from tunesmith.flow.review import corrections
-from tunesmith.models.json_answers import AnswerRule
+from tunesmith.models.json_answers import AnswerRule, plain
 from tunesmith.project import Project, needs_extra
 from tunesmith.review.decisions import Corrections
 from tunesmith.review.harvest import Harvest
@@ -259,6 +259,25 @@ def compare_datasets(project: Project, old_id: str, new_id: str) -> Difference:
 def nearest_records(project: Project, text: str, dataset: DatasetVersion, k: int = 3) -> pl.DataFrame:
     """Return the train records of a dataset version that are most like a text, with their source and line."""
     return nearest(text, read(project, dataset), k)
+
+
+def refuse_leaked_examples(project: Project, dataset: DatasetVersion) -> None:
+    """Refuse examples of the prompt that stand in a held-out split: the prompt would tell answers that are then asked for.
+
+    Raises:
+        DataError: names the example and the record. White space, case and typographic quotes make no difference.
+    """
+    shown = {plain(example.text): number for number, example in enumerate(project.config.task.examples)}
+    if not shown:
+        return
+    records = read(project, dataset).select("id", "split", "text").sort("id")
+    for identity, split, text in records.filter(pl.col("split") != "train").iter_rows():
+        if plain(text) in shown:
+            other = next((text for text in records.filter(pl.col("split") == "train")["text"] if plain(text) not in shown), "")
+            raise DataError(
+                f"An example of the prompt must stand in no held-out split. Received: task.examples[{shown[plain(text)]}], which is {identity} of {split}.",
+                hint=f"Take a record of train, as {other[:120]!r}.",
+            )
 
 
 def read(project: Project, dataset: DatasetVersion) -> pl.DataFrame:

@@ -15,7 +15,7 @@ import polars as pl
 
 from tunesmith.entities import content_id, utc_now
 from tunesmith.errors import ConfigError, NotFoundError, TunesmithError
-from tunesmith.flow.dataset import prepare, read
+from tunesmith.flow.dataset import prepare, read, refuse_leaked_examples
 from tunesmith.flow.scoring import is_written
 from tunesmith.project import Project, needs_extra
 
@@ -64,6 +64,7 @@ def select(
 
     Raises:
         ConfigError: no candidate, an unknown family or device.
+        DataError: an example of the prompt stands in a held-out split.
     """
     with needs_extra("train"):
         from tunesmith.evaluate.matrix import recommend, write_matrix
@@ -73,6 +74,7 @@ def select(
     if device is not None and device not in DEVICES:
         raise ConfigError(f"--gpu must be one of {', '.join(DEVICES)}. Received: {device!r}.", hint="tunesmith models --gpu rtx-4090 ...")
     dataset = prepare(project)
+    refuse_leaked_examples(project, dataset)
     sample = read(project, dataset).filter(pl.col("split") == "validation").sort("id").head(max(records, 1))
     texts = sample["text"].to_list()
     work = Workload(batch=project.config.train.per_device_train_batch_size, tokens=project.config.train.max_length)

@@ -12,7 +12,7 @@ import polars as pl
 
 from tunesmith.entities import DatasetVersion, Run, content_id, utc_now
 from tunesmith.files import file_sha256, write_json
-from tunesmith.flow.dataset import read
+from tunesmith.flow.dataset import read, refuse_leaked_examples
 from tunesmith.flow.processes import fit_job, make_job, validation_of
 from tunesmith.flow.stages import finish_task, stages_id, task_rows, train_stages
 from tunesmith.project import Project, needs_extra
@@ -35,7 +35,7 @@ def plan(project: Project, dataset: DatasetVersion) -> Plan:
     """Say what a run on a dataset version will do and cost, without training; of a finished run, what was said.
 
     Raises:
-        DataError: texts do not fit and `train.excess_length_strategy` is `raise`.
+        DataError: texts do not fit and `train.excess_length_strategy` is `raise`, or an example of the prompt stands in a held-out split.
         RefusedError: a limit of the section `train` would be passed.
     """
     with needs_extra("train"):
@@ -45,6 +45,7 @@ def plan(project: Project, dataset: DatasetVersion) -> Plan:
         if finished:
             done(finished.id, skipped=True)
             return run_plan(project, finished)
+        refuse_leaked_examples(project, dataset)
         records = read(project, dataset).filter(pl.col("split") == "train")
         like = _like(project)
         speeds = [run.tokens / run.seconds for run in like]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer, model_validator
 
-from tunesmith.models.json_answers import check_schema
+from tunesmith.models.json_answers import check_schema, why_invalid
 from tunesmith.section import Section
 
 
@@ -24,6 +25,20 @@ class Label(Section):
         return self.answer or self.name
 
 
+class Example(Section):
+    """A record that every prompt shows."""
+
+    text: str = Field(min_length=1)
+    """Its text."""
+    label: str = Field(min_length=1)
+    """Its right answer as the label column of the data holds it: a label, the JSON (a mapping is fine too), or the answer in words."""
+
+    @field_validator("label", mode="before")
+    @classmethod
+    def _mapping_is_json(cls, value: object) -> object:
+        return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
+
+
 class TaskSection(Section):
     """What is decided about each document."""
 
@@ -38,6 +53,9 @@ class TaskSection(Section):
     """JSON schema of an extraction: an object whose properties are texts, numbers, booleans, or lists of texts. Answers keep its order of keys."""
     max_answer_tokens: int = Field(default=128, ge=1)
     """Most tokens of an extracted or written answer; a longer one is stopped there, and training rows with one are named."""
+    examples: tuple[Example, ...] = ()
+    """Records that every prompt shows before the document, to the base model and to the tuned one alike (few-shot), each as a turn of user and assistant.
+    They count in `train.max_length`. Take them from the train split: one that stands in another is refused."""
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -63,6 +81,21 @@ class TaskSection(Section):
         elif self.json_schema:
             raise ValueError(f"json_schema belongs to an extraction; received one for {self.type}")
         return self
+
+    @model_validator(mode="after")
+    def _examples_have_answers(self) -> Self:
+        for number, example in enumerate(self.examples):
+            if self.type == "classification" and example.label not in self.names:
+                raise ValueError(f"examples[{number}].label must be a label of the task; received {example.label!r:.80}")
+            if self.type == "extraction" and (why := why_invalid(self.json_schema, example.label)):
+                raise ValueError(f"examples[{number}].label is {why}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _left_out_where_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave examples out where there are none, so that runs from before there were any are still recognised."""
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if value or key != "examples"}
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

@@ -1,9 +1,10 @@
 """From a text to token ids, the same way in training, evaluation and serving.
 
 Every prompt of a task is `prefix + text + suffix`: the chat template is rendered once around a marker, and what stands
-before and after it is the same for all records. The prefix holds the instruction and the answers to choose from, so that
-one batch can compute it once. The text is cut when the record does not fit, and special tokens that stand in it are
-encoded as plain characters: a document cannot end the user's turn.
+before and after it is the same for all records. The prefix holds the instruction, the answers to choose from and the
+examples of the task, each a turn of user and assistant, so that one batch can compute it once. The text is cut when the
+record does not fit, and special tokens that stand in it, or in an example, are encoded as plain characters: a document
+cannot end the user's turn.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tunesmith.models.json_answers import parse_answer, write_answer
 from tunesmith.models.settings import TaskSection
 
 Keep = Literal["start", "ends"]
-_MARKER = "\u2063text\u2063"  # invisible separators: no template holds them
+_MARKER = "\u2063text{}\u2063"  # invisible separators: no template holds them
 _SHARE_OF_START = 0.6
 
 
@@ -56,7 +57,8 @@ class Prompt:
         if self.text_budget < 8:
             needed = self.max_length - self.text_budget + 8
             raise ConfigError(
-                f"train.max_length must leave at least 8 tokens for the text. Received: {self.max_length}, of which {needed - 8} are prompt and answer.",
+                f"train.max_length must leave at least 8 tokens for the text. Received: {self.max_length}, of which {needed - 8} are "
+                f"{'prompt, examples' if self.task.examples else 'prompt'} and answer.",
                 hint=f"tunesmith plan --set train.max_length={needed + 100}",
             )
 
@@ -73,21 +75,37 @@ class Prompt:
     def render(self, text: str) -> str:
         """Return the prompt for a text as the chat template writes it, up to where the answer starts."""
         before, after = self._frame
-        return before + text + after
+        shown = [part for pair in zip(before, self._shown, strict=False) for part in pair]
+        return "".join([*shown, before[-1], text, after])
 
     @cached_property
-    def _frame(self) -> tuple[str, str]:
-        messages = [{"role": "system", "content": self.instruction}, {"role": "user", "content": _MARKER}]
-        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        before, marker, after = rendered.partition(_MARKER)
-        if not marker:
-            raise ConfigError("The chat template must keep the user's message as it is. Received: a template that changes it.")
-        return before, after
+    def _shown(self) -> list[str]:
+        """Texts and answers of the examples, in turn."""
+        if self.task.type == "classification":
+            of_label = {label.name: label.written for label in self.task.labels}
+            return [part for example in self.task.examples for part in (example.text, of_label[example.label])]
+        return [part for example in self.task.examples for part in (example.text, self.written(example.label))]
+
+    @cached_property
+    def _frame(self) -> tuple[list[str], str]:
+        """What the template writes before each text and answer of the examples and before the text, and what it writes after it."""
+        markers = [_MARKER.format(turn) for turn in range(len(self._shown) + 1)]
+        turns = [{"role": "assistant" if turn % 2 else "user", "content": marker} for turn, marker in enumerate(markers)]
+        rest = self.tokenizer.apply_chat_template([{"role": "system", "content": self.instruction}, *turns], tokenize=False, add_generation_prompt=True)
+        before = []
+        for marker in markers:
+            fixed, found, rest = rest.partition(marker)
+            if not found:
+                raise ConfigError("The chat template must keep every message as it is, in its order. Received: a template that changes one.")
+            before.append(fixed)
+        return before, rest
 
     @cached_property
     def prefix(self) -> list[int]:
         """Token ids before the text, equal for all records."""
-        return self._encode([self._frame[0]], special=True)[0]
+        fixed, shown = self._encode(self._frame[0], special=True), self._encode(self._shown, special=False)
+        pieces = [piece for pair in zip(fixed, shown, strict=False) for piece in pair]
+        return [token for piece in [*pieces, fixed[-1]] for token in piece]
 
     @cached_property
     def suffix(self) -> list[int]:
@@ -164,10 +182,10 @@ class Prompt:
     def round_trips(self, texts: Sequence[str]) -> bool:
         """Whether encoding in pieces gives the ids that encoding the rendered prompt as a whole gives, and decoding gives the prompt back.
 
-        Texts that hold special tokens are passed over: there the two differ on purpose.
+        Texts that hold special tokens are passed over, all of them where an example does: there the two differ on purpose.
         """
         special = set(self.tokenizer.all_special_tokens)
-        plain = [text for text in texts if not any(token in text for token in special)]
+        plain = [text for text in texts if not any(token in part for part in (text, *self._shown) for token in special)]
         whole = self._encode([self.render(text) for text in plain], special=True)
         pieces = [self.prefix + ids + self.suffix for ids in self.encode(plain)]
         decoded = [self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) for ids in pieces]
