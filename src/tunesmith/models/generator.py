@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
 
 from tunesmith.errors import MissingExtraError
 from tunesmith.models.answered import Answered, likelihood_logits
 from tunesmith.models.batch import training_batch
-from tunesmith.models.engine import Engine, forward_pass
+from tunesmith.models.decode import FastSteps, PlainSteps, Rule, Steps, greedy
+from tunesmith.models.engine import Engine, Workers, forward_pass
+from tunesmith.models.fast_llama import FastLlama
 from tunesmith.models.json_answers import strict_schema
 from tunesmith.models.likelihood import log_probabilities
 from tunesmith.models.settings import ModelSection
@@ -72,6 +73,7 @@ class Generator:
         self.prompt, self._batch_size, self._section = prompt, batch_size, section
         self._model = load_tuned(base, section, weights).eval()
         self._forward = forward_pass(self._model, section)
+        self._workers = Workers(self._forward)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -95,48 +97,45 @@ class Generator:
             progress: Called with texts done and texts in all.
             constrained: Whether the answers of an extraction follow its schema whatever the model prefers.
         """
-        rows = self.prompt.rows(texts)
-        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+        rows, stop = self.prompt.rows(texts), self.prompt.tokenizer.eos_token_id
         ids: list[list[int]] = [[] for _ in rows]
-        for at in range(0, len(order), self._batch_size):
-            batch = order[at : at + self._batch_size]
-            for row, answer in zip(batch, self._generate([rows[row] for row in batch], constrained), strict=True):
+        # The longest first, and something for every worker.
+        order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
+        size = min(self._batch_size, -(-len(rows) // self._workers.n))
+        batches = [order[at : at + size] for at in range(0, len(order), size)]
+        steps, rule, done = self._steps, self._rule(constrained), 0
+
+        def generate(batch: list[int]) -> list[list[int]]:
+            own = [rows[row] for row in batch]
+            return greedy(steps, own, stop=stop, n_new=self.prompt.task.max_answer_tokens, rule=rule(len(own)) if rule else None)
+
+        for batch, answers in zip(batches, self._workers.map(generate, batches), strict=True):
+            for row, answer in zip(batch, answers, strict=True):
                 ids[row] = answer
+            done += len(batch)
             if progress:
-                progress(min(at + self._batch_size, len(order)), len(order))
-        stop = self.prompt.tokenizer.eos_token_id
+                progress(done, len(rows))
         answers = [self.prompt.tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False) for answer in ids]
         sums = self._likelihood(rows, ids)
         ended = np.array([bool(answer) and answer[-1] == stop for answer in ids], dtype=bool)
         return Written(answers, sums, np.array([len(answer) for answer in ids], dtype=np.int64), ended)
 
-    @torch.no_grad()
-    def _generate(self, rows: Sequence[list[int]], constrained: bool) -> list[list[int]]:
-        """Return the token ids of each answer, with the stop token where it ended by itself."""
-        tokenizer = self.prompt.tokenizer
-        stop, device = tokenizer.eos_token_id, next(self._model.parameters()).device
-        whole = [self.prompt.prefix + row for row in rows]
-        width = max(map(len, whole))
-        # On the left, so that every answer begins in the same column.
-        input_ids = torch.tensor([[stop] * (width - len(ids)) + ids for ids in whole], device=device)
-        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in whole], device=device)
-        follow = LogitsProcessorList([_FollowsSchema(self._matcher, len(rows), width, stop)]) if constrained and self.prompt.task.type == "extraction" else None
-        with torch.autocast(device.type, getattr(torch, self._section.dtype), enabled=self._casts):
-            made = self._model.generate(
-                input_ids=input_ids,
-                attention_mask=mask,
-                max_new_tokens=self.prompt.task.max_answer_tokens,
-                do_sample=False,
-                num_beams=1,
-                eos_token_id=stop,
-                pad_token_id=stop,
-                logits_processor=follow,
-            )
-        return [_until(answer, stop) for answer in made[:, width:].tolist()]
+    def _rule(self, constrained: bool) -> Callable[[int], Rule] | None:
+        """Return what makes the rule of so many answers; None where they may say anything."""
+        if not constrained or self.prompt.task.type != "extraction":
+            return None
+        matcher, stop = self._matcher, self.prompt.tokenizer.eos_token_id
+        return lambda n_rows: _FollowsSchema(matcher, n_rows, stop)
 
-    @property
-    def _casts(self) -> bool:
-        return next(self._model.parameters()).dtype != getattr(torch, self._section.dtype) and not self._section.load_in_4bit
+    @cached_property
+    def _steps(self) -> Steps:
+        """What is stepped through, with the prompt's prefix read."""
+        if isinstance(self._forward, FastLlama):
+            model = self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
+            return FastSteps(self._forward, model.lm_head.weight.detach(), self.prompt.prefix)
+        dtype = getattr(torch, self._section.dtype)
+        casts = next(self._model.parameters()).dtype != dtype and not self._section.load_in_4bit
+        return PlainSteps(self._model, dtype if casts else None, self.prompt.prefix)
 
     @cached_property
     def _matcher(self) -> Callable[[], Any]:
@@ -154,18 +153,20 @@ class Generator:
         )
         return lambda: LLMatcher(tokenizer, grammar)
 
-    @torch.no_grad()
     def _likelihood(self, rows: Sequence[list[int]], answers: Sequence[list[int]]) -> NDArray[np.float64]:
         """Return the log probability of each answer by the pass of training; an empty one has 0."""
         sums = np.zeros(len(rows))
         order = sorted((row for row in range(len(rows)) if answers[row]), key=lambda row: len(rows[row]) + len(answers[row]))
-        for at in range(0, len(order), 8):
-            chosen = order[at : at + 8]
-            batch = training_batch(self.prompt.prefix, [rows[row] for row in chosen], [tuple(answers[row]) for row in chosen])
-            losses = torch.nn.functional.cross_entropy(self._forward.logits(batch).cpu(), batch.targets, reduction="none").double()
-            for row, own in zip(chosen, torch.split(losses, [len(answers[row]) for row in chosen]), strict=True):
-                sums[row] = -float(own.sum())
+        passes = [order[at : at + 8] for at in range(0, len(order), 8)]
+        for chosen, nats in zip(passes, self._workers.map(lambda chosen: self._nats(chosen, rows, answers), passes), strict=True):
+            sums[chosen] = nats
         return sums
+
+    @torch.no_grad()
+    def _nats(self, chosen: Sequence[int], rows: Sequence[list[int]], answers: Sequence[list[int]]) -> list[float]:
+        batch = training_batch(self.prompt.prefix, [rows[row] for row in chosen], [tuple(answers[row]) for row in chosen])
+        losses = torch.nn.functional.cross_entropy(self._forward.logits(batch).cpu(), batch.targets, reduction="none").double()
+        return [-float(own.sum()) for own in torch.split(losses, [len(answers[row]) for row in chosen])]
 
 
 def load_answerer(base: Path, prompt: Prompt, section: ModelSection, *, weights: Path | None = None, batch_size: int = 32) -> Engine | Generator:
@@ -174,32 +175,25 @@ def load_answerer(base: Path, prompt: Prompt, section: ModelSection, *, weights:
     return kind(base, prompt, section, weights=weights, batch_size=batch_size)
 
 
-def _until(ids: list[int], stop: int) -> list[int]:
-    return ids[: ids.index(stop) + 1] if stop in ids else ids
-
-
-class _FollowsSchema(LogitsProcessor):  # type: ignore[misc]
+class _FollowsSchema:
     """Leaves each row only the tokens with which its answer can still become one of the schema."""
 
-    def __init__(self, matcher: Callable[[], Any], n_rows: int, width: int, stop: int) -> None:
-        import llguidance.torch as masks
+    def __init__(self, matcher: Callable[[], Any], n_rows: int, stop: int) -> None:
+        self._matchers, self._stop = [matcher() for _ in range(n_rows)], stop
 
-        self._masks, self._matchers, self._width = masks, [matcher() for _ in range(n_rows)], width
-        self._stop = stop
+    def forbid(self, rows: Sequence[int], logits: Tensor) -> None:
+        """Set the logits of all other tokens to minus infinity, in place."""
+        n_vocabulary = logits.shape[1]
+        allowed = np.zeros((len(rows), -(-n_vocabulary // 32)), dtype=np.int32)  # a bit a token
+        for place, row in enumerate(rows):
+            if self._matchers[row].is_stopped():  # the answer is whole
+                allowed[place, self._stop // 32] = np.uint32(1 << self._stop % 32).astype(np.int32)
+            else:
+                self._matchers[row].unsafe_compute_mask_ptr(allowed[place].ctypes.data, allowed[place].nbytes)
+        bits = np.unpackbits(allowed.view(np.uint8), axis=1, count=n_vocabulary, bitorder="little")
+        logits.masked_fill_(torch.from_numpy(bits == 0).to(logits.device), float("-inf"))
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if input_ids.shape[1] > self._width:
-            for matcher, token in zip(self._matchers, input_ids[:, -1].tolist(), strict=True):
-                if not matcher.is_stopped():
-                    matcher.consume_token(token)
-        mask = self._masks.allocate_token_bitmask(len(self._matchers), scores.shape[1])
-        for row, matcher in enumerate(self._matchers):
-            if not matcher.is_stopped():
-                self._masks.fill_next_token_bitmask(matcher, mask, row)
-        scores = scores.clone()
-        self._masks.apply_token_bitmask_inplace(scores, mask.to(scores.device))
-        for row, matcher in enumerate(self._matchers):
-            if matcher.is_stopped():  # the answer is whole
-                scores[row] = float("-inf")
-                scores[row, self._stop] = 0.0
-        return scores
+    def take(self, row: int, token: int) -> None:
+        """Hear what a row said."""
+        if not self._matchers[row].is_stopped():
+            self._matchers[row].consume_token(token)

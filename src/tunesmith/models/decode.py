@@ -1,0 +1,335 @@
+"""Greedy decoding in batches: from rows of token ids to the token ids of their answers.
+
+    prefix -> keys and values, computed once and kept
+    rows   -> read side by side, each seeing the prefix and itself
+    steps  -> one token a row and step; rows that have ended leave the batch
+
+Two passes can be stepped through: the fast one, with caches of its own that grow in place and are shared by the heads of a
+group, and the one of transformers, with its cache. The likeliest token is found among `SHORTLIST` candidates by logits in
+the compute dtype and settled in float32: at the size of logits bfloat16 has steps of 1/8, which would tie tokens.
+
+Rows of one batch are padded on the left, so that every row's next token stands in the same column; what stands in the
+padding is seen by nobody.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+from transformers import DynamicCache
+
+from tunesmith.models.fast_llama import FastLlama, _rms_norm, _rotate
+
+SHORTLIST = 16
+"""Candidates whose logits are computed again in float32."""
+_PREFILL_TOKENS = 4096
+"""Most tokens of rows that are read in one pass: bounds the memory of their attention."""
+_LEAVE = 0.75
+"""Rows that have ended leave the batch when at most this share still goes on: leaving copies the caches of the others."""
+
+
+class Rule(Protocol):
+    """What answers may say: the tokens that may come next."""
+
+    def forbid(self, rows: Sequence[int], logits: Tensor) -> None:
+        """Set the logits, shape (n, n_vocabulary), of what the given rows may not say next to minus infinity, in place."""
+
+    def take(self, row: int, token: int) -> None:
+        """Hear what a row said."""
+
+
+class Running(Protocol):
+    """Rows that are being written.
+
+    Attributes:
+        states: shape (n, D). What the head reads for the next token of each row.
+    """
+
+    states: Tensor
+
+    def step(self, tokens: Tensor) -> None:
+        """Read one more token a row, shape (n,)."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone, by their places, shape (m,)."""
+
+
+class Steps(Protocol):
+    """A pass that can be stepped through."""
+
+    head: Tensor
+
+    def begin(self, rows: Sequence[Sequence[int]], n_new: int) -> Running:
+        """Read rows after the prefix, to which up to `n_new` tokens each will be added."""
+
+
+def greedy(steps: Steps, rows: Sequence[Sequence[int]], *, stop: int, n_new: int, rule: Rule | None = None) -> list[list[int]]:
+    """Return the token ids that each row is answered with, the stop token last where the answer ended by itself.
+
+    Args:
+        steps: The pass.
+        rows: Per row, the token ids after the prefix; at least one.
+        stop: Token that ends an answer.
+        n_new: Most tokens of an answer.
+        rule: What answers may say; anything when None.
+    """
+    answers: list[list[int]] = [[] for _ in rows]
+    going = list(range(len(rows)))
+    running = steps.begin(rows, n_new)
+    while True:
+        tokens = _likeliest(steps.head, running.states, going, rule)
+        for row, token in zip(going, tokens.tolist(), strict=True):
+            if not _has_ended(answers[row], stop, n_new):
+                answers[row].append(token)
+                if rule:
+                    rule.take(row, token)
+        places = [place for place, row in enumerate(going) if not _has_ended(answers[row], stop, n_new)]
+        if not places:
+            return answers
+        if len(places) <= _LEAVE * len(going):
+            chosen = torch.tensor(places)
+            running.keep(chosen)
+            going, tokens = [going[place] for place in places], tokens[chosen]
+        running.step(tokens)
+
+
+def _has_ended(answer: list[int], stop: int, n_new: int) -> bool:
+    return len(answer) == n_new or (bool(answer) and answer[-1] == stop)
+
+
+def _likeliest(head: Tensor, states: Tensor, rows: Sequence[int], rule: Rule | None) -> Tensor:
+    """Return the most probable token of each row that its rule allows, shape (n,), on the CPU."""
+    logits = states.to(head.dtype) @ head.t()
+    if rule:
+        rule.forbid(rows, logits)
+    rough, candidates = logits.topk(min(SHORTLIST, logits.shape[1]), dim=1)
+    exact = (head[candidates].float() @ states.float()[:, :, None])[:, :, 0]
+    best = exact.masked_fill_(rough == float("-inf"), float("-inf")).argmax(1, keepdim=True)
+    return candidates.gather(1, best)[:, 0].cpu()
+
+
+class FastSteps:
+    """Steps of the fast pass.
+
+    Args:
+        forward: The pass.
+        head: Weights of the language-model head in the compute dtype, shape (n_vocabulary, D).
+        prefix: Token ids that every row starts with; may be empty.
+    """
+
+    def __init__(self, forward: FastLlama, head: Tensor, prefix: Sequence[int]) -> None:
+        self.forward, self.head = forward, head
+        self.adapters = [
+            [copy for down, up, scale in adapters for copy in (down.detach().to(forward.dtype), (up.detach() * scale).to(forward.dtype))]
+            for adapters in forward._adapters
+        ]
+        # Of the prefix: shape (L, K, n_prefix, d).
+        self.keys = self.values = head.new_empty(len(forward._layers), forward._n_kv_heads, 0, forward._head_dim)
+        if prefix:
+            read = self.begin([prefix], 0)
+            self.keys, self.values = read.keys[:, 0], read.values[:, 0]
+
+    @torch.no_grad()
+    def begin(self, rows: Sequence[Sequence[int]], n_new: int) -> _FastRows:
+        """Read rows after the prefix."""
+        return _FastRows(self, rows, n_new)
+
+
+class _FastRows:
+    """Rows that the fast pass writes.
+
+    Attributes:
+        keys, values: shape (L, n, K, capacity, d). Of each row's own tokens; `_width` columns are filled.
+        states: shape (n, D).
+    """
+
+    def __init__(self, steps: FastSteps, rows: Sequence[Sequence[int]], n_new: int) -> None:
+        forward = steps.forward
+        self._steps, self._width = steps, max(map(len, rows))
+        n, dtype = len(rows), forward.dtype
+        shape = (len(forward._layers), n, forward._n_kv_heads, self._width + n_new, forward._head_dim)
+        self.keys, self.values = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
+        input_ids = torch.tensor([[0] * (self._width - len(row)) + list(row) for row in rows])
+        self._padding = torch.tensor([self._width - len(row) for row in rows])
+        # Added to scores: what stands in a row's padding is not seen.
+        self._mask = torch.zeros(n, shape[3], dtype=dtype).masked_fill_(torch.arange(shape[3]) < self._padding[:, None], torch.finfo(dtype).min / 2)
+        self.states = torch.empty(n, forward.width)
+        causal = torch.full((self._width, self._width), torch.finfo(dtype).min / 2, dtype=dtype).triu_(1)
+        for part in torch.arange(n).split(max(1, _PREFILL_TOKENS // self._width)):
+            at = slice(int(part[0]), int(part[-1]) + 1)
+            mask = (self._mask[at, None, : self._width] + causal).clamp_(min=torch.finfo(dtype).min / 2)
+            hidden = self._through(input_ids[at], at, slice(0, self._width), mask)
+            self.states[at] = hidden.view(len(part), self._width, -1)[:, -1].float()
+        self.states = self._normed(self.states)
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor) -> None:
+        """Read one more token a row."""
+        at = self._width
+        self._width += 1
+        hidden = self._through(tokens[:, None], slice(None), slice(at, at + 1), self._mask[:, None, : at + 1])
+        self.states = self._normed(hidden.float())
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone."""
+        filled = slice(0, self._width)
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_empty(old.shape[0], len(rows), *old.shape[2:])
+            new[:, :, :, filled] = old[:, rows][:, :, :, filled]
+            setattr(self, name, new)
+        self._padding, self._mask, self.states = self._padding[rows], self._mask[rows], self.states[rows]
+
+    def _normed(self, hidden: Tensor) -> Tensor:
+        forward = self._steps.forward
+        return _rms_norm(hidden, forward._norm, forward._epsilon)[0]
+
+    def _through(self, input_ids: Tensor, rows: slice, columns: slice, mask: Tensor) -> Tensor:
+        """Read tokens of rows, shape (n, w), that stand in the given columns; return the last layer's output, shape (n * w, D)."""
+        forward = self._steps.forward
+        epsilon, n_kv, group, d = forward._epsilon, forward._n_kv_heads, forward._group, forward._head_dim
+        n_prefix = self._steps.keys.shape[2]
+        places = torch.arange(columns.start, columns.stop) - self._padding[rows, None]
+        angles = torch.outer((places.clamp_(min=0) + n_prefix).flatten().float(), forward._frequencies)
+        cos, sin = angles.cos().to(forward.dtype), angles.sin().to(forward.dtype)
+        x = forward._embedding[input_ids.flatten()]
+        for layer, (weights, adapters) in enumerate(zip(forward._layers, self._steps.adapters, strict=True)):
+            aq, bq, ak, bk, av, bv, ao, bo, ag, bg, au, bu, ad, bd = adapters
+            n_q, n_k = len(bq), len(bk)
+            given = _rms_norm(x, weights.norm1, epsilon)[0]
+            qkv = given @ weights.qkv.t()
+            q, k, v = qkv[:, :n_q], qkv[:, n_q : n_q + n_k], qkv[:, n_q + n_k :]
+            for out, down, up in ((q, aq, bq), (k, ak, bk), (v, av, bv)):
+                _adapt(out, given, down, up)
+            q = _rotate(q.view(-1, n_kv, group, d), cos[:, None, None], sin[:, None, None])
+            k = _rotate(k.view(-1, n_kv, d), cos[:, None], sin[:, None])
+            attended = self._attend(layer, rows, columns, q, k, v.reshape(-1, n_kv, d), mask)
+            x = torch.addmm(x, attended, weights.o.t())
+            _adapt(x, attended, ao, bo)
+            given = _rms_norm(x, weights.norm2, epsilon)[0]
+            gate_up = given @ weights.gate_up.t()
+            gate, up_ = gate_up[:, : len(bg)], gate_up[:, len(bg) :]
+            _adapt(gate, given, ag, bg)
+            _adapt(up_, given, au, bu)
+            inner = silu(gate).mul_(up_)
+            x = torch.addmm(x, inner, weights.down.t())
+            _adapt(x, inner, ad, bd)
+        return x
+
+    def _attend(self, layer: int, rows: slice, columns: slice, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """Let tokens attend to the prefix and to their row so far.
+
+        Args:
+            layer: Number of the layer.
+            rows: Which rows the tokens belong to.
+            columns: Where they stand in each.
+            q: shape (n * w, K, group, d), rotated.
+            k: shape (n * w, K, d), rotated.
+            v: shape (n * w, K, d).
+            mask: shape (n, 1 or w, columns.stop). Added to the scores.
+
+        Returns:
+            shape (n * w, H d).
+        """
+        n_kv, group, d = q.shape[1:]
+        w = columns.stop - columns.start
+        keys, values = self.keys[layer, rows], self.values[layer, rows]
+        n = len(keys)
+        keys[:, :, columns], values[:, :, columns] = k.view(n, w, n_kv, d).transpose(1, 2), v.view(n, w, n_kv, d).transpose(1, 2)
+        keys, values = keys[:, :, : columns.stop], values[:, :, : columns.stop]
+        prefix_keys, prefix_values = self._steps.keys[layer], self._steps.values[layer]
+        # The heads of a group share keys: they stand below each other as more queries, and no key is copied.
+        queries = q.view(n, w, n_kv, group, d).permute(0, 2, 3, 1, 4).mul(d**-0.5)
+        own = (queries.reshape(n, n_kv, group * w, d) @ keys.transpose(2, 3)).view(n, n_kv, group, w, -1)
+        own += mask[:, None, None]
+        # All rows ask the prefix in one product a key-value head.
+        shared = torch.bmm(queries.permute(1, 0, 2, 3, 4).reshape(n_kv, n * group * w, d), prefix_keys.transpose(1, 2))
+        shared = shared.view(n_kv, n, group, w, -1).transpose(0, 1)
+        weights = torch.cat([shared, own], dim=-1).softmax(-1)
+        n_prefix = prefix_keys.shape[1]
+        to_prefix = weights[..., :n_prefix].transpose(0, 1).reshape(n_kv, n * group * w, n_prefix)
+        attended = torch.bmm(to_prefix, prefix_values).view(n_kv, n, group, w, d).transpose(0, 1)
+        attended = attended + (weights[..., n_prefix:].reshape(n, n_kv, group * w, -1) @ values).view(n, n_kv, group, w, d)
+        return attended.permute(0, 3, 1, 2, 4).reshape(n * w, n_kv * group * d)
+
+
+def _adapt(out: Tensor, given: Tensor, down: Tensor, up: Tensor) -> None:
+    """Add what an adapter makes of its input, in place; nothing where it has rank 0."""
+    if len(down):
+        out.addmm_(given @ down.t(), up.t())
+
+
+class PlainSteps:
+    """Steps of the pass of transformers.
+
+    Args:
+        model: A transformers model, or PEFT's around one that may have a prefix of virtual tokens.
+        dtype: What matrix products are computed in: weights of another precision are cast for them. None leaves them as they are.
+        prefix: Token ids that every row starts with; may be empty.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype | None, prefix: Sequence[int]) -> None:
+        self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.dtype, self.device = dtype, self._model.device
+        self.head: Tensor = self._model.lm_head.weight.detach()
+        is_virtual = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
+        with torch.no_grad():
+            self.cache = model.get_prompt(batch_size=1) if is_virtual else DynamicCache(config=self._model.config)
+        if prefix:
+            seen = torch.ones(1, self.cache.get_seq_length() + len(prefix), dtype=torch.long)
+            self.read(torch.tensor([list(prefix)]), seen, self.cache)
+
+    @torch.no_grad()
+    def read(self, input_ids: Tensor, seen: Tensor, cache: Any) -> Tensor:
+        """Read tokens into a cache and return what the head reads at the last of each row.
+
+        Args:
+            input_ids: shape (n, w).
+            seen: shape (n, tokens in the cache + w). 1 where a token stands, 0 in the padding.
+            cache: Of n rows; grows.
+
+        Returns:
+            shape (n, D), float32.
+        """
+        positions = (seen.cumsum(1)[:, -input_ids.shape[1] :] - 1).clamp_(min=0)
+        input_ids, seen, positions = (each.to(self.device) for each in (input_ids, seen, positions))
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            made = self._model.model(input_ids=input_ids, attention_mask=seen, position_ids=positions, cache=cache, use_cache=True)
+        last: Tensor = made.last_hidden_state[:, -1].float()
+        return last
+
+    def begin(self, rows: Sequence[Sequence[int]], n_new: int) -> _PlainRows:
+        """Read rows after the prefix; the cache grows as it needs to."""
+        return _PlainRows(self, rows)
+
+
+class _PlainRows:
+    """Rows that the pass of transformers writes.
+
+    Attributes:
+        states: shape (n, D).
+    """
+
+    def __init__(self, steps: PlainSteps, rows: Sequence[Sequence[int]]) -> None:
+        self._steps, self._cache = steps, copy.deepcopy(steps.cache)
+        self._cache.batch_repeat_interleave(len(rows))
+        width = max(map(len, rows))
+        padding = torch.tensor([width - len(row) for row in rows])
+        own = (torch.arange(width) >= padding[:, None]).long()
+        self._seen = torch.cat([torch.ones(len(rows), steps.cache.get_seq_length(), dtype=torch.long), own], dim=1)
+        self.states = steps.read(torch.tensor([[0] * (width - len(row)) + list(row) for row in rows]), self._seen, self._cache)
+
+    def step(self, tokens: Tensor) -> None:
+        """Read one more token a row."""
+        self._seen = torch.cat([self._seen, torch.ones(len(tokens), 1, dtype=torch.long)], dim=1)
+        self.states = self._steps.read(tokens[:, None], self._seen, self._cache)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone."""
+        self._cache.batch_select_indices(rows.to(self._steps.device))
+        self._seen = self._seen[rows]
