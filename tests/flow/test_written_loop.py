@@ -80,24 +80,50 @@ def test_rows_whose_answer_is_no_json_of_the_schema_are_dropped_with_the_reason(
     assert version.labels == ()
 
 
+MONEY = [
+    "evaluate.business={error_cost: 10, values: {wrong: 4, hallucinated: 20, missing: 1}, minute_cost: 1, review_minutes: 2, documents_per_month: 1000,"
+    " setup_cost: 500, current: {accuracy: 0.9, minutes: 5}}"
+]
+
+
+def test_money_stands_beside_the_other_figures_without_a_new_answer(project, outcome):
+    priced = Project.load(project.root, [*QUICK, *MONEY])
+    calibration = flow.calibrate(priced, flow.evaluate(priced, outcome.run))
+    case = calibration.report["business"]
+    assert set(case["per_1000"]) == {"current", "base", "classical", "tuned", "tuned_with_review"}
+    assert case["per_1000"]["tuned"]["value"] <= case["per_1000"]["base"]["value"]
+    saving = case["saving_per_year"]["tuned_with_review"]
+    assert saving["low"] <= saving["value"] <= saving["high"]
+    assert "What is it worth?" in calibration.html.read_text(encoding="utf-8")
+    assert calibration.report["metrics"] == outcome.calibration.report["metrics"]
+
+
+def test_the_threshold_of_an_extraction_may_follow_from_costs(project, outcome):
+    priced = Project.load(project.root, [*QUICK, *MONEY, "calibrate.accept=cost"])
+    report = flow.calibrate(priced, flow.evaluate(priced, outcome.run)).report
+    assert report["acceptance"]["rule"] == "cost"
+
+
+WIDE = "train.max_length=400"
+
+
 def with_example(project, split):
     """Return the project with the first record of a split as an example of its prompt."""
     record = flow.read(project, flow.prepare(project)).filter(split=split).sort("id").row(0, named=True)
     example = json.dumps([{"text": f"  {record['text'].upper()}", "label": json.loads(record["label"])}])
-    return Project.load(project.root, [*QUICK, f"task.examples={example}"]), record
+    return Project.load(project.root, [*QUICK, WIDE, f"task.examples={example}"]), record
 
 
 def test_an_example_of_the_prompt_is_shown_to_base_and_tuned_model_alike(project, outcome):
-    shown, record = with_example(project, "train")
+    (shown, record), bare = with_example(project, "train"), Project.load(project.root, [*QUICK, WIDE])
     assert record["text"].upper() in shown.prompt.render("x")
     dataset = flow.prepare(shown)
     assert dataset.id == outcome.dataset.id, "an example changes no record"
-    assert flow.run_id(shown, dataset) != outcome.run.id
-    assert base_scores_file(shown, dataset, flow.read(shown, dataset)) != base_scores_file(project, dataset, flow.read(project, dataset))
-    longer = len(shown.prompt.prefix) - len(project.prompt.prefix)
-    bare, made = (flow.plan(each, dataset) for each in (Project.load(project.root, [*QUICK, "train.seed=9"]), shown))
-    assert longer > 20
-    assert made.tokens > bare.tokens
+    assert flow.run_id(shown, dataset) != flow.run_id(bare, dataset)
+    test = flow.read(shown, dataset).filter(split="test")
+    assert base_scores_file(shown, dataset, test) != base_scores_file(bare, dataset, test)
+    assert len(shown.prompt.prefix) > len(bare.prompt.prefix) + 20
+    assert flow.plan(shown, dataset).tokens > flow.plan(bare, dataset).tokens
 
 
 @pytest.mark.parametrize("split", ["validation", "calibration", "test"])
@@ -111,9 +137,9 @@ def test_an_example_that_will_be_asked_for_is_refused(project, split):
 CANDIDATES = """
 compare:
   candidates:
-    full: {num_train_epochs: 10}
+    full: {num_train_epochs: 20}
     hardly: {num_train_epochs: 1, learning_rate: 1e-6}
-    impossible: {excess_length_strategy: raise, max_length: 150}
+    impossible: {excess_length_strategy: raise, max_length: 100}
   seeds: [0]
 sweep:
   parameters: {train.learning_rate: [1e-6, 1e-2], train.seed: [0, 1]}
@@ -123,7 +149,7 @@ sweep:
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    root = tiny_extraction_project(tmp_path_factory.mktemp("compared") / "tiny", settings=CANDIDATES)
+    root = tiny_extraction_project(tmp_path_factory.mktemp("compared") / "tiny", n_rows=240, settings=CANDIDATES)
     project = Project.load(root, QUICK)
     return project, flow.compare(project, flow.prepare(project))
 
@@ -135,7 +161,7 @@ def test_ways_to_train_an_extraction_are_compared_by_micro_f1(compared):
     assert report["n"] == flow.newest_dataset(project).rows["validation"]
     assert report["candidates"]["full"]["gain"]["low"] > 0
     assert report["candidates"]["hardly"]["behind_best"]["p_value"] <= 1
-    assert "Received: 150" in report["refused"]["impossible"]
+    assert "Received: 100" in report["refused"]["impossible"]
     for row in report["candidates"].values():
         assert row["forgetting"]["n_texts"] > 0
         assert row["peak_memory_bytes"][0] > 0
@@ -152,6 +178,15 @@ def test_a_comparison_by_another_figure_trains_nothing_again(compared):
     assert report["candidates"]["full"]["score"]["value"] <= comparison.report["candidates"]["full"]["score"]["value"]
 
 
+def test_the_best_way_to_train_may_be_the_one_whose_mistakes_cost_least(compared):
+    project, _ = compared
+    priced = Project.load(project.root, [*QUICK, *MONEY, "compare.objective=business_cost"])
+    report = flow.compare(priced, flow.prepare(priced)).report
+    assert (report["metric"], report["best"]) == ("business_cost", "full")
+    assert report["candidates"]["full"]["gain"]["difference"] == pytest.approx(report["base"]["value"] - report["candidates"]["full"]["score"]["value"])
+    assert "USD a document cheaper" in comparison_verdict(report)
+
+
 @pytest.mark.parametrize(("key", "given"), [("compare.objective", "macro_f1"), ("sweep.metric", "log_loss"), ("sweep.metric", "token_f1")])
 def test_a_figure_of_another_kind_of_task_is_refused_before_anything_is_trained(compared, key, given):
     project, _ = compared
@@ -166,7 +201,7 @@ def test_settings_of_a_chat_are_sought_by_token_f1(tmp_path):
     file = root / "tunesmith.yaml"
     text = file.read_text(encoding="utf-8")
     file.write_text(f"{text[: text.index('  json_schema:')]}{text[text.index('  max_answer_tokens:') :]}".replace("extraction", "chat"), encoding="utf-8")
-    project = Project.load(root, [*QUICK, "train.num_train_epochs=2", "task.max_answer_tokens=30"])
+    project = Project.load(root, [*QUICK, "train.num_train_epochs=2"])
     found = flow.sweep(project, flow.prepare(project))
     assert (found.metric, found.maximizes, len(found.trials)) == ("token_f1", True, 2)
     assert found.best.score == max(trial.score for trial in found.trials)

@@ -1,9 +1,10 @@
 """What does a model save, in money?
 
-The costs are the user's: of each kind of mistake that goes out, of a minute of review, and of the process of today. From them
-and from answers to the test split follow the expected cost of 1,000 documents, with an interval, of three ways to work: as
-today; with the model alone; and with the model where its answers are accepted (see `acceptance`) and a person where they are
-not. Nothing here knows a price of its own; what is left at zero counts as nothing and is shown so.
+The costs are the user's: of each kind of mistake that goes out (a confusion of labels; a wrong, an invented or a missing value of an
+extraction), of a minute of review, and of the process of today. From them and from answers to the test split follow the expected cost
+of 1,000 documents, with an interval, of three ways to work: as today; with the model alone; and with the model where its answers are
+accepted (see `acceptance`) and a person where they are not. Nothing here knows a price of its own; what is left at zero counts as
+nothing and is shown so.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tunesmith.errors import ConfigError
 from tunesmith.evaluate.intervals import Bootstrap, Interval
-from tunesmith.evaluate.metrics import FloatArray, IntArray, Mean, answers, check, counted, mean_of_sums
+from tunesmith.evaluate.metrics import FloatArray, IntArray, Mean, answers, counted, mean_of_sums
 from tunesmith.evaluate.settings import BusinessSection
 
 MONTHS = 12
@@ -38,14 +39,57 @@ class BusinessCost(Mean):
         return np.asarray(self.matrix[y, answers(probabilities)])
 
 
+@dataclass(frozen=True)
+class WrittenCost:
+    """Mean money that a model's written answers cost a document when all of them go out; lower is better.
+
+    Args:
+        section: The costs.
+        task_type: extraction or chat.
+
+    Raises:
+        ConfigError: no cost is set, or one that belongs to another kind of task.
+    """
+
+    section: BusinessSection
+    task_type: str
+
+    def __post_init__(self) -> None:
+        _check_costs(self.section, self.task_type)
+
+    def values(self, counts: Mapping[str, FloatArray]) -> FloatArray:
+        """Return the cost of each answer, shape (n,), from the counts of `written.count_answers`."""
+        costs = self.section.values
+        if costs is None:
+            return np.where(counts["f1"] < 1, float(self.section.error_cost or 0.0), 0.0)
+        money: FloatArray = costs.wrong * counts["wrong_values"] + costs.hallucinated * counts["invented_values"] + costs.missing * counts["lacking_values"]
+        return money
+
+    def rows(self, counts: Mapping[str, FloatArray]) -> FloatArray:
+        """Return cost and 1 of each answer, shape (n, 2)."""
+        return counted(self.values(counts))
+
+    @staticmethod
+    def of_sums(sums: FloatArray) -> FloatArray:
+        """Return the quotient of both sums."""
+        return mean_of_sums(sums)
+
+
+def _check_costs(section: BusinessSection, task_type: str) -> None:
+    if section.error_cost is None:
+        raise ConfigError("Costs need evaluate.business.error_cost. Received: none.", hint="tunesmith config explain evaluate.business")
+    for key, kind in (("costs", "classification"), ("values", "extraction")):
+        if getattr(section, key) and task_type != kind:
+            raise ConfigError(f"evaluate.business.{key} belongs to a task of type {kind}. Received: it for {task_type}.", hint="tunesmith config check")
+
+
 def cost_matrix(section: BusinessSection, labels: Sequence[str]) -> FloatArray:
     """Return what each answer to each label costs, shape (n_labels, n_labels).
 
     Raises:
-        ConfigError: a cost names a label outside the label space, or no cost is set at all.
+        ConfigError: a cost names a label outside the label space, no cost is set at all, or one that belongs to an extraction.
     """
-    if section.error_cost is None:
-        raise ConfigError("Costs need evaluate.business.error_cost. Received: none.", hint="tunesmith config explain evaluate.business")
+    _check_costs(section, "classification")
     matrix = np.full((len(labels), len(labels)), section.error_cost)
     for entry in section.costs:
         unknown = {entry.truth, entry.answer} - {*labels, "*"}
@@ -60,9 +104,8 @@ def cost_matrix(section: BusinessSection, labels: Sequence[str]) -> FloatArray:
 
 def business_case(
     section: BusinessSection,
-    labels: Sequence[str],
-    y: ArrayLike,
-    scores: Mapping[str, ArrayLike],
+    costs: Mapping[str, ArrayLike],
+    wrong: ArrayLike,
     accepted: NDArray[np.bool_] | None,
     *,
     level: float = 0.95,
@@ -74,9 +117,8 @@ def business_case(
 
     Args:
         section: The costs.
-        labels: The label space.
-        y: shape (n,). Right label of each test record, an index.
-        scores: Model -> probabilities, each of shape (n, n_labels).
+        costs: Model -> what each of its answers costs when it goes out, shape (n,): of `BusinessCost` or `WrittenCost`.
+        wrong: shape (n,). Whether the tuned model's answer is wrong.
         accepted: shape (n,). Whether the tuned model's answer needs no review; None where no threshold is set.
         level: Level of the intervals, a ratio.
         n_samples: Resamples.
@@ -90,22 +132,19 @@ def business_case(
         at which the tuned model alone costs as much as today (mistakes mixed as they are now; None where it makes none).
 
     Raises:
-        ConfigError: see `cost_matrix`.
-        DataError: shapes do not fit each other.
+        DataError: there are no answers, or shapes do not fit each other.
     """
-    matrix = cost_matrix(section, labels)
-    bootstrap = Bootstrap(len(np.asarray(y)), n_samples=n_samples, level=level, seed=seed, groups=groups)
+    of_mistakes = np.asarray(costs["tuned"], dtype=np.float64)[np.asarray(wrong, dtype=bool)]
+    bootstrap = Bootstrap(len(np.asarray(wrong)), n_samples=n_samples, level=level, seed=seed, groups=groups)
     running = section.running_cost_per_month / section.documents_per_month if section.documents_per_month else 0.0
-    costs = {model: BusinessCost(matrix).values(*check(y, given)) + running * (model == "tuned") for model, given in scores.items()}
-    typical = float(section.error_cost or 0.0)
+    of_way = {model: np.asarray(cost, dtype=np.float64) + running * (model == "tuned") for model, cost in costs.items()}
     if accepted is not None:
-        reviewed = section.review_minutes * section.minute_cost + (1 - section.reviewer_accuracy) * typical
-        costs["tuned_with_review"] = np.where(accepted, costs["tuned"], reviewed + running)
-    each = {way: bootstrap.interval(mean_of_sums, counted(cost)) for way, cost in costs.items()}
+        of_way["tuned_with_review"] = np.where(accepted, of_way["tuned"], review_cost(section) + running)
+    each = {way: bootstrap.interval(mean_of_sums, counted(cost)) for way, cost in of_way.items()}
     found: dict[str, Any] = {"currency": section.currency, "per_1000": {way: _times(cost, 1000).to_dict() for way, cost in each.items()}}
     if section.current is None:
         return found
-    today = section.current.minutes * section.minute_cost + (1 - section.current.accuracy) * typical
+    today = section.current.minutes * section.minute_cost + (1 - section.current.accuracy) * float(section.error_cost or 0.0)
     found["per_1000"] = {"current": {"value": 1000 * today}, **found["per_1000"]}
     if section.documents_per_month:
         ways = [way for way in ("tuned", "tuned_with_review") if way in each]
@@ -113,35 +152,31 @@ def business_case(
         saving = {way: _times(Interval(today - each[way].value, today - each[way].high, today - each[way].low), yearly) for way in ways}
         found["saving_per_year"] = {way: saved.to_dict() for way, saved in saving.items()}
         found["months_to_break_even"] = {way: _months(section.setup_cost, saved) for way, saved in saving.items()}
-    truth, tuned = check(y, scores["tuned"])
-    wrong = answers(tuned) != truth
-    mistake = float(BusinessCost(matrix).values(truth, tuned)[wrong].mean()) if wrong.any() else 0.0
+    mistake = float(of_mistakes.mean()) if len(of_mistakes) else 0.0
     found["break_even_error"] = min(1.0, max(0.0, (today - running) / mistake)) if mistake else None
     return found
 
 
-def cheapest_threshold(section: BusinessSection, labels: Sequence[str], y: ArrayLike, probabilities: ArrayLike) -> float | None:
+def review_cost(section: BusinessSection) -> float:
+    """Return what the review of an answer costs, with the mistakes that it leaves."""
+    return section.review_minutes * section.minute_cost + (1 - section.reviewer_accuracy) * float(section.error_cost or 0.0)
+
+
+def cheapest_threshold(section: BusinessSection, confidence: ArrayLike, costs: ArrayLike) -> float | None:
     """Return the confidence from which accepting answers costs least on the calibration split; None where reviewing all of them does.
 
     Args:
         section: The costs.
-        labels: The label space.
-        y: shape (n,). Right labels, indices.
-        probabilities: shape (n, n_labels). Before calibration.
-
-    Raises:
-        ConfigError: see `cost_matrix`.
-        DataError: see `metrics.check`.
+        confidence: shape (n,). Confidence in each answer, before calibration.
+        costs: shape (n,). What each answer costs when it goes out.
     """
-    truth, given = check(y, probabilities)
-    reviewed = section.review_minutes * section.minute_cost + (1 - section.reviewer_accuracy) * float(section.error_cost or 0.0)
-    confidence = given.max(axis=1)
-    order = np.argsort(-confidence, kind="stable")
-    saved = np.cumsum(reviewed - BusinessCost(cost_matrix(section, labels)).values(truth, given)[order])
+    sure = np.asarray(confidence, dtype=np.float64)
+    order = np.argsort(-sure, kind="stable")
+    saved = np.cumsum(review_cost(section) - np.asarray(costs, dtype=np.float64)[order])
     # Equal confidences are accepted together.
-    last = np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True))
+    last = np.flatnonzero(np.append(np.diff(sure[order]) != 0, True))
     best = last[np.argmax(saved[last])]
-    return float(confidence[order][best]) if saved[best] > 0 else None
+    return float(sure[order][best]) if saved[best] > 0 else None
 
 
 def _times(interval: Interval, factor: float) -> Interval:

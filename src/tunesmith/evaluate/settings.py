@@ -21,6 +21,17 @@ class ConfusionCost(Section):
     """Money a mistake of this kind."""
 
 
+class ValueCosts(Section):
+    """What mistakes in single values of an extraction cost. A value that takes the place of the right one is one mistake, not two."""
+
+    wrong: float = Field(default=0.0, ge=0)
+    """Money of a stated value that is not right, though it stands in the text."""
+    hallucinated: float = Field(default=0.0, ge=0)
+    """Money of a stated value that is not right and stands nowhere in the text."""
+    missing: float = Field(default=0.0, ge=0)
+    """Money of a right value that is not stated, with no other one in its place."""
+
+
 class CurrentProcess(Section):
     """How the work is done today."""
 
@@ -36,9 +47,11 @@ class BusinessSection(Section):
     currency: str = "USD"
     """Shown beside amounts."""
     error_cost: float | None = Field(default=None, ge=0)
-    """Money that a wrong answer costs when it goes out, where `costs` says nothing else."""
+    """Money that a wrong answer costs when it goes out, where `costs` or `values` say nothing else; a written answer is wrong when not all of it is right."""
     costs: tuple[ConfusionCost, ...] = ()
-    """Costs of single confusions; of several that fit the last counts."""
+    """Classification: costs of single confusions; of several that fit the last counts."""
+    values: ValueCosts | None = None
+    """Extraction: an answer costs what its single mistakes do. `error_cost` stays what a mistake of a reviewer or of today's process costs."""
     minute_cost: float = Field(default=0.0, ge=0)
     """Money a minute of a person's work."""
     review_minutes: float = Field(default=0.0, ge=0)

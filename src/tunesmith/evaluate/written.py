@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,7 @@ def count_extraction(schema: Mapping[str, Any], answer: str, right: str, text: s
     worded = {name for name, rule in schema["properties"].items() if rule["type"] in ("string", "array") and "enum" not in rule}
     checkable = [value for name, value in stated if name in worded]
     fields, given_fields = {name for name, _ in truth}, {name for name, _ in stated}
+    wrong, invented, lacking = _mistakes(schema, stated, truth, worded, source)
     hits = _matches([(name, plain(value)) for name, value in stated], [(name, plain(value)) for name, value in truth])
     return {
         "one": 1.0,
@@ -114,9 +115,26 @@ def count_extraction(schema: Mapping[str, Any], answer: str, right: str, text: s
         "hallucinated": sum(plain(value) not in source for value in checkable),
         "right_fields": len(fields),
         "missing_fields": len(fields - given_fields),
+        "wrong_values": wrong,
+        "invented_values": invented,
+        "lacking_values": lacking,
         "is_exact": float(given is not None and hits == len(stated) == len(truth)),
         "f1": 2 * hits / (len(stated) + len(truth)) if stated or truth else float(given is not None),
     }
+
+
+def _mistakes(
+    schema: Mapping[str, Any], stated: Sequence[tuple[str, str]], truth: Sequence[tuple[str, str]], worded: Collection[str], source: str
+) -> tuple[int, int, int]:
+    """Return how many stated values are wrong and stand in the text, how many are wrong and do not, and how many right ones lack without one in their place."""
+    wrong = invented = lacking = 0
+    for name in schema["properties"]:
+        own, wanted = (Counter(plain(value) for field, value in values if field == name) for values in (stated, truth))
+        others = list((own - wanted).elements())
+        made_up = sum(name in worded and value not in source for value in others)
+        wrong, invented = wrong + len(others) - made_up, invented + made_up
+        lacking += max(0, (wanted - own).total() - len(others))
+    return wrong, invented, lacking
 
 
 def count_chat(answer: str, right: str, text: str, judge: Judge | None = None) -> dict[str, float]:

@@ -15,7 +15,7 @@ import numpy as np
 from tunesmith.entities import DatasetVersion, Run
 from tunesmith.errors import ConfigError
 from tunesmith.flow.dataset import read
-from tunesmith.flow.scoring import in_order, is_written, score_validation, truth
+from tunesmith.flow.scoring import counts_of, is_written, score_validation, truth
 from tunesmith.project import Project
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 OBJECTIVES = {
     "compare.objective": {
         "classification": ("macro_f1", "accuracy", "log_loss", "business_cost"),
-        "extraction": ("micro_f1", "exact_match"),
-        "chat": ("token_f1", "exact_match"),
+        "extraction": ("micro_f1", "exact_match", "business_cost"),
+        "chat": ("token_f1", "exact_match", "business_cost"),
     },
     "sweep.metric": {
         "classification": ("accuracy", "macro_f1", "log_loss", "brier"),
@@ -101,14 +101,15 @@ def documents(project: Project, dataset: DatasetVersion) -> list[str] | None:
 
 def _figure(project: Project, name: str) -> Any:
     from tunesmith.evaluate import metrics
-    from tunesmith.evaluate.business import BusinessCost, cost_matrix
+    from tunesmith.evaluate.business import BusinessCost, WrittenCost, cost_matrix
     from tunesmith.evaluate.written import FIGURES
 
     task = project.config.task
+    if name == "business_cost":
+        costs = project.config.evaluate.business
+        return WrittenCost(costs, task.type) if is_written(project) else BusinessCost(cost_matrix(costs, task.names))
     if is_written(project):
         return FIGURES[task.type][name]
-    if name == "business_cost":
-        return BusinessCost(cost_matrix(project.config.evaluate.business, task.names))
     return getattr(metrics, name)
 
 
@@ -117,15 +118,11 @@ def _rows(project: Project, dataset: DatasetVersion, run: Run | None, figure: An
     from tunesmith.evaluate.metrics import check
     from tunesmith.evaluate.predict_split import SplitScores
     from tunesmith.evaluate.score_written import WrittenScores
-    from tunesmith.evaluate.written import count_answers
 
     file = score_validation(project, dataset, run)
-    task = project.config.task
     if is_written(project):
-        written = WrittenScores.load(file)
-        records = in_order(project, dataset, written.ids)
-        ids = written.ids
-        rows = figure.rows(count_answers(task.type, task.json_schema, written.answers, records["label"].to_list(), records["text"].to_list()))
+        ids = WrittenScores.load(file).ids
+        rows = figure.rows(counts_of(project, dataset, file))
     else:
         scores = SplitScores.load(file)
         ids = scores.ids

@@ -16,6 +16,7 @@ from tunesmith.flow.scoring import (
     answers_in,
     base_probes_file,
     base_scores_file,
+    counts_of,
     disturbed_files,
     in_order,
     is_encoder,
@@ -167,7 +168,6 @@ def _accepted(project: Project, dataset: DatasetVersion, folder: Path, records: 
     from tunesmith.evaluate.business import business_case
     from tunesmith.evaluate.calibration import softmax
     from tunesmith.evaluate.conformal import fit_cutoff, sets_on_test
-    from tunesmith.evaluate.predict_split import SplitScores
     from tunesmith.evaluate.slices import facts_of, slices
 
     section, calibrate = project.config.evaluate, project.config.calibrate
@@ -179,6 +179,10 @@ def _accepted(project: Project, dataset: DatasetVersion, folder: Path, records: 
         found["slices"] = slices(
             judged.right, facts_of(with_languages(records), section.seed), groups=common["groups"], level=section.confidence_level, seed=section.seed
         )
+    if section.business.error_cost is not None:
+        files = {"base": base_scores_file(project, dataset, records), "classical": folder / "classical-test.parquet", "tuned": folder / "tuned-test.parquet"}
+        costs = {model: costs_of(project, dataset, file) for model, file in files.items() if file.exists()}
+        found["business"] = business_case(section.business, costs, wrong, accepted.accepts(confidence), **common)
     if is_written(project):
         return found
     names = project.config.task.names
@@ -187,11 +191,25 @@ def _accepted(project: Project, dataset: DatasetVersion, folder: Path, records: 
     cutoff = fit_cutoff(calibration_y[alone], softmax(logits[alone]), calibrate.set_coverage)
     resampling = {key: common[key] for key in ("level", "n_samples", "seed")}
     found["prediction_sets"] = sets_on_test(cutoff, y, before, names, coverage=calibrate.set_coverage, **resampling)
-    if section.business.error_cost is not None:
-        base, classical = SplitScores.load(base_scores_file(project, dataset, records)), SplitScores.load(folder / "classical-test.parquet")
-        scores = {"base": softmax(base.logits), "classical": softmax(classical.logits), "tuned": before}
-        found["business"] = business_case(section.business, names, y, scores, accepted.accepts(confidence), **common)
     return found
+
+
+def costs_of(project: Project, dataset: DatasetVersion, file: Path) -> Any:
+    """Return what each answer of a file costs when it goes out, by `evaluate.business`, shape (n,).
+
+    Raises:
+        ConfigError: a cost names no label, belongs to another kind of task, or none is set.
+    """
+    from tunesmith.evaluate.business import BusinessCost, WrittenCost, cost_matrix
+    from tunesmith.evaluate.calibration import softmax
+    from tunesmith.evaluate.metrics import check
+    from tunesmith.evaluate.predict_split import SplitScores
+
+    section, task = project.config.evaluate.business, project.config.task
+    if is_written(project):
+        return WrittenCost(section, task.type).values(counts_of(project, dataset, file))
+    scores = SplitScores.load(file)
+    return BusinessCost(cost_matrix(section, task.names)).values(*check(truth(project, dataset, scores), softmax(scores.logits)))
 
 
 def choose_acceptance(project: Project, dataset: DatasetVersion, folder: Path) -> Acceptance:
@@ -211,6 +229,7 @@ def choose_acceptance(project: Project, dataset: DatasetVersion, folder: Path) -
 
     section, business = project.config.calibrate, project.config.evaluate.business
     split: dict[str, tuple[Any, Any]] = {}
+    alone: Any = None
     for name in ("validation", "calibration"):
         ids, logits, y = confidences(project, dataset, folder / f"tuned-{name}.parquet")
         alone = _one_a_document(in_order(project, dataset, ids))
@@ -220,10 +239,7 @@ def choose_acceptance(project: Project, dataset: DatasetVersion, folder: Path) -
     if section.accept == "guarantee":
         return guarantee(validation, calibration, **limits)
     if section.accept == "cost":
-        if is_written(project):
-            raise ConfigError("calibrate.accept: cost is for classifications, so far.", hint="tunesmith run --set calibrate.accept=guarantee")
-        probabilities, y = split["calibration"]
-        threshold = cheapest_threshold(business, project.config.task.names, y, probabilities)
+        threshold = cheapest_threshold(business, calibration[0], costs_of(project, dataset, folder / "tuned-calibration.parquet")[alone])
     elif business.reviews_per_month is None or not business.documents_per_month:
         raise ConfigError(
             "calibrate.accept: capacity needs evaluate.business.reviews_per_month and documents_per_month. Received: none.",

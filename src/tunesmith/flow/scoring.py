@@ -92,6 +92,20 @@ def _score_disturbed(project: Project, run: Run, records: pl.DataFrame, folder: 
         answer_file(project, model, sample.with_columns(text=pl.Series(texts)), file, f"tuned model, {kind.replace('_', ' ')}")
 
 
+def counts_of(project: Project, dataset: DatasetVersion, file: Path) -> dict[str, NDArray[np.float64]]:
+    """Return the counts of each written answer of a file: see `evaluate.written.count_answers`.
+
+    Raises:
+        NotFoundError: there is no such file.
+    """
+    from tunesmith.evaluate.score_written import WrittenScores
+    from tunesmith.evaluate.written import count_answers
+
+    written, task = WrittenScores.load(file), project.config.task
+    records = in_order(project, dataset, written.ids)
+    return count_answers(task.type, task.json_schema, written.answers, records["label"].to_list(), records["text"].to_list())
+
+
 def judge_file(project: Project, dataset: DatasetVersion, file: Path) -> Judged:
     """Judge a file of answers by the labels of a dataset version.
 

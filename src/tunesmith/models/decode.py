@@ -160,11 +160,11 @@ class _FastRows:
         self._mask = torch.zeros(n, shape[3], dtype=dtype).masked_fill_(torch.arange(shape[3]) < self._padding[:, None], torch.finfo(dtype).min / 2)
         self.states = torch.empty(n, forward.width)
         causal = torch.full((self._width, self._width), torch.finfo(dtype).min / 2, dtype=dtype).triu_(1)
-        for part in torch.arange(n).split(max(1, _PREFILL_TOKENS // self._width)):
-            at = slice(int(part[0]), int(part[-1]) + 1)
+        size = max(1, _PREFILL_TOKENS // self._width)
+        for at in (slice(start, min(n, start + size)) for start in range(0, n, size)):
             mask = (self._mask[at, None, : self._width] + causal).clamp_(min=torch.finfo(dtype).min / 2)
             hidden = self._through(input_ids[at], at, slice(0, self._width), mask)
-            self.states[at] = hidden.view(len(part), self._width, -1)[:, -1].float()
+            self.states[at] = hidden.view(at.stop - at.start, self._width, -1)[:, -1].float()
         self.states = self._normed(self.states)
 
     @torch.no_grad()

@@ -266,9 +266,9 @@ class CompareSection(Section):
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     """Seeds that each candidate is trained with. Three or more, or the interval says nothing of their chance."""
     objective: Literal["auto", "accuracy", "macro_f1", "log_loss", "business_cost", "micro_f1", "token_f1", "exact_match"] = "auto"
-    """What the best candidate is best at, on the validation split. Of a classification `accuracy`, `macro_f1` (`auto`), `log_loss`, or `business_cost`,
-    what its mistakes cost a document (`evaluate.business`); of an extraction `micro_f1` (`auto`) or `exact_match`; of a chat `token_f1` (`auto`) or
-    `exact_match`."""
+    """What the best candidate is best at, on the validation split. Of a classification `accuracy`, `macro_f1` (`auto`) or `log_loss`; of an
+    extraction `micro_f1` (`auto`) or `exact_match`; of a chat `token_f1` (`auto`) or `exact_match`. Of all `business_cost`, what mistakes cost a document
+    (`evaluate.business`)."""
     memory_limit_gb: float | None = Field(default=None, gt=0)
     """A candidate whose training took more memory, in GB (10^9 bytes), is not chosen."""
     hourly_cost: float = Field(default=0.0, ge=0)
