@@ -34,7 +34,7 @@ FREE = "-free"
 class Writer(LanguageModel, Protocol):
     """A language model that writes answers."""
 
-    def write(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None, *, constrained: bool = True) -> Any:
+    def write(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None, *, constrained: bool = True, with_likelihood: bool = True) -> Any:
         """Return `answers`, `log_probability`, `tokens` and `ended` of each text, in their order."""
 
 
@@ -45,7 +45,7 @@ class WrittenScores:
     Attributes:
         ids: Record ids, n of them.
         answers: What was written.
-        log_probability: shape (n,). Of the answer's tokens, summed, in nats; 0 where the model has none.
+        log_probability: shape (n,). Of the answer's tokens, summed, in nats; 0 where the model has none or nobody asks for it.
         tokens: shape (n,). How many.
     """
 
@@ -74,9 +74,11 @@ class WrittenScores:
         return cls(tuple(frame["id"]), tuple(frame["answer"]), frame["log_probability"].to_numpy(), frame["tokens"].to_numpy())
 
 
-def write_split(model: Writer, records: pl.DataFrame, progress: Callable[[int, int], None] | None = None, *, constrained: bool = True) -> WrittenScores:
-    """Let a model answer every record of a split."""
-    written = model.write(records["text"].to_list(), progress, constrained=constrained)
+def write_split(
+    model: Writer, records: pl.DataFrame, progress: Callable[[int, int], None] | None = None, *, constrained: bool = True, with_likelihood: bool = True
+) -> WrittenScores:
+    """Let a model answer every record of a split. Arguments as in `Generator.write`."""
+    written = model.write(records["text"].to_list(), progress, constrained=constrained, with_likelihood=with_likelihood)
     return WrittenScores(tuple(records["id"]), tuple(written.answers), np.asarray(written.log_probability), np.asarray(written.tokens))
 
 
@@ -129,7 +131,9 @@ def score_written(
         for each in missing:
             split, free = each.removeprefix(f"{name}-").removesuffix(FREE), each.endswith(FREE)
             what = f"{name} model, {split}{', without constraint' if free else ''}"
-            write_split(model, of_split[split], partial(tell, progress, what), constrained=not free).save(files[each])
+            # How sure the model is matters where the tuned one answers as it will.
+            is_sure = name == "tuned" and not free
+            write_split(model, of_split[split], partial(tell, progress, what), constrained=not free, with_likelihood=is_sure).save(files[each])
         if probes is not None and reads:
             progress(0, 1, f"{name} model, probes of forgetting")
             score_probes(model, probes).save(probes_file)

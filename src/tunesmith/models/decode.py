@@ -5,8 +5,8 @@
     steps  -> one token a row and step; rows that have ended leave the batch
 
 Two passes can be stepped through: the fast one, with caches of its own that grow in place and are shared by the heads of a
-group, and the one of transformers, with its cache. The likeliest token is found among `SHORTLIST` candidates by logits in
-the compute dtype and settled in float32: at the size of logits bfloat16 has steps of 1/8, which would tie tokens.
+group, and the one of transformers, with its cache. Logits are computed in the compute dtype, and those `NEAR` the highest once
+more in float32: at the size of logits bfloat16 has steps of 1/8, which would tie tokens.
 
 Rows of one batch are padded on the left, so that every row's next token stands in the same column; what stands in the
 padding is seen by nobody.
@@ -18,6 +18,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
@@ -25,8 +26,8 @@ from transformers import DynamicCache
 
 from tunesmith.models.fast_llama import FastLlama, _rms_norm, _rotate
 
-SHORTLIST = 16
-"""Candidates whose logits are computed again in float32."""
+NEAR = 2.0**-6
+"""Distance from the highest logit, relative to its size plus one, within which logits are computed again: two steps of bfloat16."""
 _PREFILL_TOKENS = 4096
 """Most tokens of rows that are read in one pass: bounds the memory of their attention."""
 _LEAVE = 0.75
@@ -107,10 +108,12 @@ def _likeliest(head: Tensor, states: Tensor, rows: Sequence[int], rule: Rule | N
     logits = states.to(head.dtype) @ head.t()
     if rule:
         rule.forbid(rows, logits)
-    rough, candidates = logits.topk(min(SHORTLIST, logits.shape[1]), dim=1)
-    exact = (head[candidates].float() @ states.float()[:, :, None])[:, :, 0]
-    best = exact.masked_fill_(rough == float("-inf"), float("-inf")).argmax(1, keepdim=True)
-    return candidates.gather(1, best)[:, 0].cpu()
+    highest = logits.amax(1, keepdim=True)
+    place, token = (logits >= highest - (highest.abs() + 1) * NEAR).nonzero(as_tuple=True)
+    exact = (states[place].float() * head[token].float()).sum(1)
+    order = exact.argsort(descending=True, stable=True).cpu()
+    first = np.unique(place.cpu()[order].numpy(), return_index=True)[1]
+    return token.cpu()[order][first]
 
 
 class FastSteps:

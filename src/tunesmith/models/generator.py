@@ -89,13 +89,14 @@ class Generator:
         written = self.write(texts, progress)
         return Answered(tuple(written.answers), OUTCOMES, likelihood_logits(written.log_probability, written.tokens), np.zeros(len(texts), dtype=np.int64))
 
-    def write(self, texts: Sequence[str], progress: Progress | None = None, *, constrained: bool = True) -> Written:
+    def write(self, texts: Sequence[str], progress: Progress | None = None, *, constrained: bool = True, with_likelihood: bool = True) -> Written:
         """Write an answer to each text.
 
         Args:
             texts: Any texts; the ones that do not fit are cut as in training.
             progress: Called with texts done and texts in all.
             constrained: Whether the answers of an extraction follow its schema whatever the model prefers.
+            with_likelihood: Whether the answers are read once more for their probability; 0 otherwise.
         """
         rows, stop = self.prompt.rows(texts), self.prompt.tokenizer.eos_token_id
         ids: list[list[int]] = [[] for _ in rows]
@@ -116,7 +117,7 @@ class Generator:
             if progress:
                 progress(done, len(rows))
         answers = [self.prompt.tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False) for answer in ids]
-        sums = self._likelihood(rows, ids)
+        sums = self._likelihood(rows, ids) if with_likelihood else np.zeros(len(rows))
         ended = np.array([bool(answer) and answer[-1] == stop for answer in ids], dtype=bool)
         return Written(answers, sums, np.array([len(answer) for answer in ids], dtype=np.int64), ended)
 
