@@ -127,10 +127,7 @@ class FastSteps:
 
     def __init__(self, forward: FastLlama, head: Tensor, prefix: Sequence[int]) -> None:
         self.forward, self.head = forward, head
-        self.adapters = [
-            [copy for down, up, scale in adapters for copy in (down.detach().to(forward.dtype), (up.detach() * scale).to(forward.dtype))]
-            for adapters in forward._adapters
-        ]
+        self.layers = [(weights, [_Product(product) for product in weights.products]) for weights in forward._layers]
         # Of the prefix: shape (L, K, n_prefix, d).
         self.keys = self.values = head.new_empty(len(forward._layers), forward._n_kv_heads, 0, forward._head_dim)
         if prefix:
@@ -201,27 +198,14 @@ class _FastRows:
         angles = torch.outer((places.clamp_(min=0) + n_prefix).flatten().float(), forward._frequencies)
         cos, sin = angles.cos().to(forward.dtype), angles.sin().to(forward.dtype)
         x = forward._embedding[input_ids.flatten()]
-        for layer, (weights, adapters) in enumerate(zip(forward._layers, self._steps.adapters, strict=True)):
-            aq, bq, ak, bk, av, bv, ao, bo, ag, bg, au, bu, ad, bd = adapters
-            n_q, n_k = len(bq), len(bk)
-            given = _rms_norm(x, weights.norm1, epsilon)[0]
-            qkv = given @ weights.qkv.t()
-            q, k, v = qkv[:, :n_q], qkv[:, n_q : n_q + n_k], qkv[:, n_q + n_k :]
-            for out, down, up in ((q, aq, bq), (k, ak, bk), (v, av, bv)):
-                _adapt(out, given, down, up)
-            q = _rotate(q.view(-1, n_kv, group, d), cos[:, None, None], sin[:, None, None])
-            k = _rotate(k.view(-1, n_kv, d), cos[:, None], sin[:, None])
-            attended = self._attend(layer, rows, columns, q, k, v.reshape(-1, n_kv, d), mask)
-            x = torch.addmm(x, attended, weights.o.t())
-            _adapt(x, attended, ao, bo)
-            given = _rms_norm(x, weights.norm2, epsilon)[0]
-            gate_up = given @ weights.gate_up.t()
-            gate, up_ = gate_up[:, : len(bg)], gate_up[:, len(bg) :]
-            _adapt(gate, given, ag, bg)
-            _adapt(up_, given, au, bu)
-            inner = silu(gate).mul_(up_)
-            x = torch.addmm(x, inner, weights.down.t())
-            _adapt(x, inner, ad, bd)
+        n_q, n_k = n_kv * group * d, n_kv * d
+        for layer, (weights, (qkv, o, gate_up, down)) in enumerate(self._steps.layers):
+            mixed = qkv(_rms_norm(x, weights.norm1, epsilon)[0])
+            q = _rotate(mixed[:, :n_q].view(-1, n_kv, group, d), cos[:, None, None], sin[:, None, None])
+            k = _rotate(mixed[:, n_q : n_q + n_k].view(-1, n_kv, d), cos[:, None], sin[:, None])
+            x = o(self._attend(layer, rows, columns, q, k, mixed[:, n_q + n_k :].reshape(-1, n_kv, d), mask), x)
+            gate, up = gate_up(_rms_norm(x, weights.norm2, epsilon)[0]).chunk(2, dim=1)
+            x = down(silu(gate).mul_(up), x)
         return x
 
     def _attend(self, layer: int, rows: slice, columns: slice, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -261,10 +245,22 @@ class _FastRows:
         return attended.permute(0, 3, 1, 2, 4).reshape(n * w, n_kv * group * d)
 
 
-def _adapt(out: Tensor, given: Tensor, down: Tensor, up: Tensor) -> None:
-    """Add what an adapter makes of its input, in place; nothing where it has rank 0."""
-    if len(down):
-        out.addmm_(given @ down.t(), up.t())
+class _Product:
+    """Linear layers that read the same input, with their adapters: y = [x, x A'] [W, B]'.
+
+    Args:
+        product: As the fast pass has it.
+    """
+
+    def __init__(self, product: Any) -> None:
+        product.write()  # B as it is now
+        self._joined, self._n_in = product.joined, product.n_in
+        self._a = torch.cat([part.a.detach() for part in product.parts]).to(self._joined.dtype)
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return y, plus a residual where there is one: shape (N, n_out)."""
+        given = torch.cat([x, x @ self._a.t()], dim=1) if len(self._a) else x
+        return given @ self._joined.t() if residual is None else torch.addmm(residual, given, self._joined.t())
 
 
 class PlainSteps:
