@@ -191,12 +191,6 @@ def test_written_answers_are_refused_so_far(typed):
         flow.child_types(typed("task.type=chat", "task.labels=[]"), dataset)
 
 
-def test_the_plan_names_the_children(typed, cli):
-    project = typed()
-    told = cli("plan", "--project", project.root, *(f"--set={each}" for each in project.overrides))
-    assert "invoice, letter: trained after it" in told.out
-
-
 # What they are worth, and how they answer
 
 

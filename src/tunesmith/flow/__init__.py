@@ -11,13 +11,14 @@ Each function takes a project, does its arrow or finds that it was done for the 
 CLI and Python users call the same functions. A killed function is called again and continues.
 """
 
-from tunesmith.flow.adapters import child_types, children_of, train_adapters
+from tunesmith.flow.adapters import child_types, children_of, measured_parts, plan_parts, train_adapters
 from tunesmith.flow.audit import audit
 from tunesmith.flow.comparison import Comparison, compare
 from tunesmith.flow.dataset import compare_datasets, data_report_of, nearest_records, newest_dataset, prepare, read
 from tunesmith.flow.evaluation import Calibration, calibrate, evaluate, evaluation_of
 from tunesmith.flow.loop import Outcome, finish, renew, run
 from tunesmith.flow.models import Selection, select
+from tunesmith.flow.parts import Part, total
 from tunesmith.flow.preference import prefer, preferences, preferences_in_words, starting_run
 from tunesmith.flow.registration import CHAMPION, register
 from tunesmith.flow.review import ask_reviewers, export_review, import_review, review_state
@@ -34,6 +35,7 @@ __all__ = [
     "Calibration",
     "Comparison",
     "Outcome",
+    "Part",
     "Selection",
     "Sweep",
     "Verified",
@@ -53,9 +55,11 @@ __all__ = [
     "finish",
     "import_review",
     "load_predictor",
+    "measured_parts",
     "nearest_records",
     "newest_dataset",
     "plan",
+    "plan_parts",
     "predict",
     "prefer",
     "preferences",
@@ -76,6 +80,7 @@ __all__ = [
     "stage_table",
     "starting_run",
     "sweep",
+    "total",
     "train",
     "train_adapters",
     "verify_resume",

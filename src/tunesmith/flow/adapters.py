@@ -10,21 +10,19 @@ settings are new. A killed command continues with what is missing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import polars as pl
 
 from tunesmith.entities import DatasetVersion, Run, content_id
 from tunesmith.errors import ConfigError, DataError
 from tunesmith.flow.dataset import embedding_model, read
+from tunesmith.flow.parts import Part, save_plan, total
 from tunesmith.flow.processes import fit_job, make_job
-from tunesmith.flow.training import fitted_run, train, what_is_learnt
+from tunesmith.flow.stages import stage_parts
+from tunesmith.flow.training import fitted_run, plan_run, run_id, run_part, train, what_is_learnt
 from tunesmith.models.router import PARENT, Router
-from tunesmith.project import Project
+from tunesmith.project import Project, needs_extra
 from tunesmith.train.settings import AdaptersSection
-
-if TYPE_CHECKING:
-    from tunesmith.train.plan import Plan
 
 # Bump when the same inputs would learn something else.
 STEP_VERSION = 1
@@ -33,13 +31,54 @@ _LEAST = {"validation": 1, "calibration": 2, "test": 1}
 """Split -> records that a document type with a child must have there."""
 
 
-def train_adapters(project: Project, dataset: DatasetVersion, made: Plan | None = None) -> Run:
+def plan_parts(project: Project, dataset: DatasetVersion) -> list[Part]:
+    """Say what all of a training will do and cost, before anything is trained: the stages before the task, the run, and its children.
+
+    Returns:
+        The parts in the order in which they are trained, and what those took that are trained already.
+
+    Raises:
+        ConfigError, DataError: children cannot be trained with these settings, or rows not be used as they are.
+        RefusedError: a limit of the section `train` would be passed by all that is to be trained.
+    """
+    with needs_extra("train"):
+        from tunesmith.train.plan import refuse_over_limits
+    with project.step("plan") as done:
+        types = child_types(project, dataset)
+        parts = [*stage_parts(project), run_part(project, dataset), *_child_parts(project, dataset, types)]
+        if (whole := total(parts)) is None:
+            done(", ".join(part.name for part in parts), skipped=True)
+            return parts
+        refuse_over_limits(whole, project.config.train, project.root)
+        ahead = [part.plan for part in parts if part.plan and not part.is_trained]
+        rows, tokens, steps = (sum(getattr(each, name) for each in ahead) for name in ("rows", "tokens", "steps"))
+        done(f"{rows:,} rows, {tokens:,} tokens, {steps:,} steps" + (f" in {len(ahead)} parts" if len(ahead) > 1 else ""))
+        return parts
+
+
+def measured_parts(project: Project, dataset: DatasetVersion) -> list[Part]:
+    """Return the parts of a training that is done: what was predicted of each, and what it took."""
+    return [*stage_parts(project), run_part(project, dataset), *_child_parts(project, dataset, child_types(project, dataset))]
+
+
+def _child_parts(project: Project, dataset: DatasetVersion, types: Sequence[str]) -> list[Part]:
+    parts, records = [], read(project, dataset) if types else pl.DataFrame()
+    for document_type in types:
+        own, name = records.filter(document_type=document_type), f"child {document_type}"
+        if found := project.store.find(Run, _child_id(project, own, run_id(project, dataset), document_type)):
+            parts.append(Part.trained(name, project.root / found.path, found.model_dump()))
+        else:
+            parts.append(Part(name, plan_run(project, own.filter(split="train"), project.config.train.of_child(document_type))))
+    return parts
+
+
+def train_adapters(project: Project, dataset: DatasetVersion, parts: Sequence[Part] = ()) -> Run:
     """Train the run, and where `train.adapters` is set its children, each only where it changed.
 
     Args:
         project: The project.
         dataset: What is learnt.
-        made: The plan of the run, where it was made already.
+        parts: What `plan_parts` said, where it was asked already.
 
     Returns:
         The run that learns all records: the parent.
@@ -49,8 +88,9 @@ def train_adapters(project: Project, dataset: DatasetVersion, made: Plan | None 
         DataError: no document type has enough records, or one lacks records in a split.
         And what `train` raises.
     """
-    types = child_types(project, dataset)  # what is wrong is told before anything is trained
-    parent = train(project, dataset, made)
+    parts = parts or plan_parts(project, dataset)  # what is wrong is told before anything is trained
+    types = child_types(project, dataset)
+    parent = train(project, dataset, next(part.plan for part in parts if part.name == "run"))
     records = read(project, dataset) if types else pl.DataFrame()
     for document_type in types:
         _train_child(project, dataset, records.filter(document_type=document_type), parent, document_type)
@@ -108,13 +148,13 @@ def types_of(records: pl.DataFrame, section: AdaptersSection) -> list[str]:
     return types
 
 
-def _child_id(project: Project, own: pl.DataFrame, parent: Run, document_type: str) -> str:
+def _child_id(project: Project, own: pl.DataFrame, parent_id: str, document_type: str) -> str:
     """Return the id that the child of a document type has with the present settings, given the records of that type."""
     section = project.config.train
     model = project.model_section.model_dump(mode="json", include={"forward", "dtype", "load_in_4bit"})
     rows = own.filter(split="train").select("id", "text", "label", "weight").rows()
     validation = own.filter(split="validation")["id"].to_list() if section.of_child(document_type).eval_steps else []
-    start = parent.id if _begins_at_parent(project) else ""
+    start = parent_id if _begins_at_parent(project) else ""
     task, settings = project.config.task.model_dump(mode="json"), what_is_learnt(section.of_child(document_type))
     return content_id("run", "child", document_type, start, project.base.sha256, task, model, settings, rows, validation, STEP_VERSION)
 
@@ -123,7 +163,7 @@ def children_of(project: Project, dataset: DatasetVersion, parent: Run) -> dict[
     """Return document type -> child of a run, of those that are trained with the present settings."""
     types = child_types(project, dataset)
     records = read(project, dataset) if types else pl.DataFrame()
-    found = {each: project.store.find(Run, _child_id(project, records.filter(document_type=each), parent, each)) for each in types}
+    found = {each: project.store.find(Run, _child_id(project, records.filter(document_type=each), parent.id, each)) for each in types}
     return {each: run for each, run in found.items() if run is not None}
 
 
@@ -140,7 +180,7 @@ def _train_child(project: Project, dataset: DatasetVersion, own: pl.DataFrame, p
     from tunesmith.train.validation import Validation
 
     with project.step("child") as done:
-        identity = _child_id(project, own, parent, document_type)
+        identity = _child_id(project, own, parent.id, document_type)
         if found := project.store.find(Run, identity):
             done(f"{document_type}: {found.id}, {found.steps:,} steps, loss {found.train_loss:.3f}", skipped=True)
             return found
@@ -148,6 +188,7 @@ def _train_child(project: Project, dataset: DatasetVersion, own: pl.DataFrame, p
         folder = project.state / "runs" / identity
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(project.config.model_dump_json(indent=2), encoding="utf-8")
+        save_plan(plan_run(project, own.filter(split="train"), settings), folder)  # made anew: how fast the parent was is known by now
         rows = encode_rows(own.filter(split="train"), project.prompt, settings)
         evaluated = Validation.of(own.filter(split="validation"), project.prompt, settings) if settings.eval_steps else None
         about = {"dataset_version": dataset.id, "parent_run": parent.id, "document_type": document_type, "base_model": project.base.name}

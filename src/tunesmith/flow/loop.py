@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,13 +11,13 @@ from tunesmith.errors import NotFoundError, RefusedError
 from tunesmith.flow.adapters import train_adapters
 from tunesmith.flow.dataset import newest_dataset, next_version, prepare, read
 from tunesmith.flow.evaluation import Calibration, calibrate, evaluate
+from tunesmith.flow.parts import Part
 from tunesmith.flow.registration import register
 from tunesmith.project import Project
 from tunesmith.review.harvest import harvest_records
 
 if TYPE_CHECKING:
     from tunesmith.registry.gates import Verdict
-    from tunesmith.train.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ def run(project: Project) -> Outcome:
     return finish(project, prepare(project))
 
 
-def finish(project: Project, dataset: DatasetVersion, made: Plan | None = None) -> Outcome:
+def finish(project: Project, dataset: DatasetVersion, parts: Sequence[Part] = ()) -> Outcome:
     """Go from a dataset version to a registered model: plan, train, evaluate, calibrate, register. Arguments as in `train_adapters`."""
-    trained = train_adapters(project, dataset, made)
+    trained = train_adapters(project, dataset, parts)
     evaluation = evaluate(project, trained)
     calibration = calibrate(project, evaluation)
     version, verdict = register(project, trained, evaluation, calibration)

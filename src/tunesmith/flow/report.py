@@ -12,6 +12,7 @@ from tunesmith.data.checks import find_languages
 from tunesmith.entities import DatasetVersion, Evaluation, Run, utc_now
 from tunesmith.errors import ConfigError
 from tunesmith.flow.groundedness import judge_of
+from tunesmith.flow.parts import read_plan
 from tunesmith.flow.scoring import (
     answers_in,
     base_probes_file,
@@ -25,7 +26,6 @@ from tunesmith.flow.scoring import (
     read_probe_texts,
     truth,
 )
-from tunesmith.flow.training import PLAN_FILE, run_plan
 from tunesmith.project import Project
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def make_report(project: Project, run: Run, dataset: DatasetVersion, evaluation:
     groups = records["document_id"].to_list() if records["document_id"].n_unique() < len(records) else None
     common: dict[str, Any] = {"level": section.confidence_level, "n_samples": section.bootstrap_samples, "seed": section.seed, "groups": groups}
     latencies = json.loads((folder / "latencies.json").read_text())
-    made = run_plan(project, run) if (project.root / run.path / PLAN_FILE).exists() else None  # preference tuning has no plan
+    made = read_plan(project.root / run.path)  # preference tuning has none
     _, own_logits, own_y = confidences(project, dataset, folder / "tuned-calibration.parquet")
     fitted = fit_calibrators(own_logits, own_y, judges="written" if is_written(project) else "label")
     effect = calibration_effect(

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,14 @@ from tunesmith.data.settings import Source
 from tunesmith.entities import content_id
 from tunesmith.errors import DataError, NotFoundError, RefusedError
 from tunesmith.files import file_sha256, write_json
+from tunesmith.flow.parts import FITTED_FILE, Part, base_bytes, read_fitted, save_plan
 from tunesmith.flow.processes import fit_job, make_job
 from tunesmith.project import Project
 from tunesmith.train.settings import StageSection, TrainSection
 
 if TYPE_CHECKING:
     from tunesmith.train.batches import Rows
+    from tunesmith.train.plan import Plan
     from tunesmith.train.stages import StageData
 
 # Bump when the same inputs would learn something else.
@@ -82,6 +85,52 @@ def _stage_id(project: Project, stage: StageSection, before: str) -> str:
     return content_id("stg", before, project.base.sha256, file_sha256(file), settings, own, model, STEP_VERSION)
 
 
+def data_of_stages(project: Project) -> dict[str, StageData]:
+    """Return stage name -> what it learns and holds out, in their order.
+
+    Raises:
+        NotFoundError: a stage's file does not exist.
+        DataError: it cannot be read or used.
+    """
+    from tunesmith.train.stages import stage_data
+
+    section = project.config.train
+    return {stage.name: stage_data(_records(project, stage), stage, section.of_stage(stage), project.prompt.tokenizer) for stage in section.stages}
+
+
+def _learnt(data: Mapping[str, StageData], name: str, settings: TrainSection) -> Rows:
+    """Return the rows of a stage, with what it replays of those before."""
+    from tunesmith.train.stages import mix_replay
+
+    before = [*data][: [*data].index(name)]
+    return mix_replay(data[name].rows, [data[each].rows for each in before], settings.replay_ratio, settings.seed)
+
+
+def stage_parts(project: Project) -> list[Part]:
+    """Return the stages before the task as parts of the training, each with its plan, and with what it took where it is trained."""
+    section, identity, parts = project.config.train, "", []
+    data: dict[str, StageData] = {}
+    for stage in section.stages:
+        before, identity = identity, _stage_id(project, stage, identity)
+        folder, settings = project.state / "stages" / identity, section.of_stage(stage)
+        name = f"stage {stage.name}"
+        if (folder / STAGES_FILE).exists():
+            parts.append(Part.trained(name, folder, read_fitted(folder)))
+        else:
+            merged = base_bytes(project) if before and settings.start == "merge" else 0
+            data = data or data_of_stages(project)
+            parts.append(Part(name, _plan_stage(project, settings, _learnt(data, stage.name, settings)), merged))
+    return parts
+
+
+def _plan_stage(project: Project, settings: TrainSection, rows: Rows) -> Plan:
+    """Plan a stage without history: runs of the task say little of rows whose every token is supervised."""
+    from tunesmith.train.plan import make_plan
+
+    none = pl.DataFrame(schema={"id": pl.String, "text": pl.String, "label": pl.String})
+    return make_plan(none, project.prompt, project.base.path, project.model_section, settings, rows=rows)
+
+
 def train_stages(project: Project) -> Begun | None:
     """Train the stages before the task, or find them trained; None where there are none.
 
@@ -93,19 +142,19 @@ def train_stages(project: Project) -> Begun | None:
         BackendError: a loss is not finite.
     """
     from tunesmith.models.weights import WEIGHTS_FOLDER, weights_file
-    from tunesmith.train.stages import mix_replay, stage_data
 
     section = project.config.train
     if not section.stages:
         return None
     for settings in (*map(section.of_stage, section.stages), section):
         make_job(project, project.state, settings)  # what does not go together is told before anything is trained
+    known = data_of_stages(project)
     begun = Begun("", project.base.path, None, {}, _read_probes(project, project.base.path, None, {}), [])
     for stage in section.stages:
         identity = _stage_id(project, stage, begun.id)
         settings = section.of_stage(stage)
         folder = project.state / "stages" / identity
-        data = stage_data(_records(project, stage), stage, settings, project.prompt.tokenizer)
+        data = known[stage.name]
         base, start = _begins(project, begun, settings)
         with project.step("stage") as done:
             if (folder / STAGES_FILE).exists():
@@ -114,14 +163,17 @@ def train_stages(project: Project) -> Begun | None:
                 rows = saved["rows"]
                 done(f"{stage.name}: {identity}", skipped=True)
             else:
-                learnt = mix_replay(data.rows, [earlier.rows for earlier in begun.data.values()], settings.replay_ratio, settings.seed)
+                learnt = _learnt(known, stage.name, settings)
                 before = begun.readings | _read_probes(project, base, start, {stage.name: data}, general=False)
 
                 def report(at: int, n: int, figures: dict[str, float], name: str = stage.name) -> None:
                     project.progress.advance(at, n, f"{name}, loss {figures['loss']:.3f}" if "loss" in figures else name)
 
-                if not (folder / WEIGHTS_FOLDER).exists():
-                    fit_job(project, make_job(project, folder, settings, base=base, prefix=(), start=start), learnt, None, report)
+                if not (folder / FITTED_FILE).exists():
+                    folder.mkdir(parents=True, exist_ok=True)
+                    save_plan(_plan_stage(project, settings, learnt), folder)
+                    job = make_job(project, folder, settings, base=base, prefix=(), start=start)
+                    write_json(folder / FITTED_FILE, asdict(fit_job(project, job, learnt, None, report)))
                 readings = _read_probes(project, base, folder / WEIGHTS_FOLDER, begun.data | {stage.name: data})
                 rows = _compare(project, stage.name, before, readings)
                 write_json(folder / STAGES_FILE, {"name": stage.name, "readings": {name: values.tolist() for name, values in readings.items()}, "rows": rows})
@@ -135,12 +187,12 @@ def train_stages(project: Project) -> Begun | None:
     return Begun(begun.id, base, start, begun.data, begun.readings, begun.rows)
 
 
-def task_rows(project: Project, begun: Begun, rows: Rows) -> Rows:
+def task_rows(project: Project, data: Mapping[str, StageData], rows: Rows) -> Rows:
     """Return the task's rows, prefix and all, with what is replayed of the stages before."""
     from tunesmith.train.stages import mix_replay, with_prefix
 
     section = project.config.train
-    return mix_replay(with_prefix(rows, project.prompt.prefix), [data.rows for data in begun.data.values()], section.replay_ratio, section.seed)
+    return mix_replay(with_prefix(rows, project.prompt.prefix), [each.rows for each in data.values()], section.replay_ratio, section.seed)
 
 
 def finish_task(project: Project, begun: Begun, folder: Path) -> None:

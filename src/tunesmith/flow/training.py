@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from tunesmith.entities import DatasetVersion, Run, content_id, utc_now
+from tunesmith.errors import NotFoundError
 from tunesmith.files import file_sha256, write_json
 from tunesmith.flow.dataset import read, refuse_leaked_examples
+from tunesmith.flow.parts import FITTED_FILE, Part, base_bytes, read_plan, save_plan
 from tunesmith.flow.processes import fit_job, make_job, validation_of
-from tunesmith.flow.stages import finish_task, stages_id, task_rows, train_stages
+from tunesmith.flow.stages import data_of_stages, finish_task, stages_id, task_rows, train_stages
 from tunesmith.project import Project, needs_extra
 from tunesmith.train.settings import NOT_LEARNT, TrainSection
 
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
 
 # Bump when the same inputs would learn something else, or write it elsewhere.
 STEP_VERSION = 3
-
-PLAN_FILE = "plan.json"
 
 _OF_EVALUATIONS = {"eval_steps", "max_eval_samples", "metric_for_best_model", "load_best_model_at_end", "early_stopping_patience"}
 
@@ -39,20 +39,47 @@ def plan(project: Project, dataset: DatasetVersion) -> Plan:
         RefusedError: a limit of the section `train` would be passed.
     """
     with needs_extra("train"):
-        from tunesmith.train.plan import make_plan, refuse_over_limits
+        from tunesmith.train.plan import refuse_over_limits
     with project.step("plan") as done:
         finished = project.store.find(Run, run_id(project, dataset))
         if finished:
             done(finished.id, skipped=True)
             return run_plan(project, finished)
         refuse_leaked_examples(project, dataset)
-        records = read(project, dataset).filter(pl.col("split") == "train")
-        like = _like(project)
-        speeds = [run.tokens / run.seconds for run in like]
-        made = make_plan(records, project.prompt, project.base.path, project.model_section, project.config.train, speeds, _memory_ratios(project, like))
+        made = plan_run(project, read(project, dataset).filter(split="train"), project.config.train)
         refuse_over_limits(made, project.config.train, project.root)
         done(f"{made.rows:,} rows, {made.tokens:,} tokens, {made.steps:,} steps")
         return made
+
+
+def plan_run(project: Project, records: pl.DataFrame, settings: TrainSection) -> Plan:
+    """Say what a run will do and cost, by what earlier ones of its kind did.
+
+    Args:
+        project: The project.
+        records: Those that it learns.
+        settings: Its section `train`.
+    """
+    from tunesmith.train.batches import encode_rows
+    from tunesmith.train.plan import make_plan
+
+    rows = task_rows(project, data_of_stages(project), encode_rows(records, project.prompt, settings)) if settings.stages else None
+    like = _like(project)
+    speeds, memory = [run.tokens / run.seconds for run in like], _memory_ratios(project, like)
+    return make_plan(records, project.prompt, project.base.path, project.model_section, settings, speeds, memory, rows=rows)
+
+
+def run_part(project: Project, dataset: DatasetVersion) -> Part:
+    """Return the run of the present settings as a part of the training: its plan, or what it took."""
+    settings = project.config.train
+    found = project.store.find(Run, run_id(project, dataset))
+    if found:
+        return Part.trained("run", project.root / found.path, found.model_dump())
+    refuse_leaked_examples(project, dataset)
+    # The last stage is merged into a new base model where the task begins so; after any merge the result is a whole model too.
+    begins = [*(settings.of_stage(stage).start for stage in settings.stages[1:]), settings.start] if settings.stages else []
+    merged = base_bytes(project) * ((begins[-1:] == ["merge"]) + ("merge" in begins))
+    return Part("run", plan_run(project, read(project, dataset).filter(split="train"), settings), merged)
 
 
 def _like(project: Project) -> list[Run]:
@@ -65,7 +92,7 @@ def _memory_ratios(project: Project, runs: list[Run]) -> list[float]:
     """Return what runs measured of their own memory, as a multiple of what their plan said before it knew of any earlier run."""
     ratios = []
     for run in runs:
-        made = run_plan(project, run) if (project.root / run.path / "plan.json").exists() else None
+        made = read_plan(project.root / run.path)
         if made and made.resident_bytes:
             planned = (made.peak_memory_bytes.expected - made.resident_bytes) / made.memory_scale
             ratios.append((run.peak_memory_bytes - made.resident_bytes) / planned)
@@ -156,7 +183,7 @@ def train(project: Project, dataset: DatasetVersion, made: Plan | None = None, w
         folder.mkdir(parents=True, exist_ok=True)
         settings = project.config.train
         (folder / "config.json").write_text(project.config.model_dump_json(indent=2), encoding="utf-8")
-        (folder / PLAN_FILE).write_text(made.model_dump_json(indent=2), encoding="utf-8")
+        save_plan(made, folder)
         rows = encode_rows(read(project, dataset).filter(pl.col("split") == "train"), project.prompt, settings)
         params = {f"train.{key}": value for key, value in settings.model_dump(mode="json").items()}
         about = {"dataset_version": dataset.id, "base_model": project.base.name, "base_sha256": project.base.sha256}
@@ -176,10 +203,10 @@ def train(project: Project, dataset: DatasetVersion, made: Plan | None = None, w
             fitted = fit_job(project, make_job(project, folder), rows, validation, report)
         else:
             # A run that was refused is not trained again, only measured.
-            kept = folder / "fitted.json"
+            kept = folder / FITTED_FILE
             if not kept.exists():
                 job = make_job(project, folder, base=begun.base, prefix=(), start=begun.weights)
-                write_json(kept, asdict(fit_job(project, job, task_rows(project, begun, rows), validation, report)))
+                write_json(kept, asdict(fit_job(project, job, task_rows(project, begun.data, rows), validation, report)))
             fitted = Fitted(**json.loads(kept.read_text(encoding="utf-8")))
             finish_task(project, begun, folder)
         run = fitted_run(project, identity, dataset, settings, rows, fitted, folder)
@@ -192,7 +219,12 @@ def train(project: Project, dataset: DatasetVersion, made: Plan | None = None, w
 
 
 def run_plan(project: Project, run: Run) -> Plan:
-    """Return the plan that a run was started with."""
-    from tunesmith.train.plan import Plan
+    """Return the plan that a run was started with.
 
-    return Plan.model_validate_json((project.root / run.path / PLAN_FILE).read_text(encoding="utf-8"))
+    Raises:
+        NotFoundError: it was started without one, as preference tuning is.
+    """
+    made = read_plan(project.root / run.path)
+    if made is None:
+        raise NotFoundError(f"{run.id} was started without a plan.")
+    return made

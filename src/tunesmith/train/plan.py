@@ -126,29 +126,33 @@ def make_plan(
     section: TrainSection,
     history: Sequence[float] = (),
     memory_ratios: Sequence[float] = (),
+    *,
+    rows: Rows | None = None,
 ) -> Plan:
     """Work out a run without loading weights or training.
 
     Args:
-        records: The train split; columns id, text, label.
+        records: The train split; columns id, text, label. None of a stage, whose rows are given.
         prompt: The task's prompts.
         base: Folder of the base model.
         model: The section `model`, resolved.
         section: The section `train`.
         history: Tokens a second of earlier runs of this base and strategy on this machine, oldest first.
         memory_ratios: What those runs measured of their own memory, as a multiple of what was planned without history.
+        rows: The training rows, their prompts whole, where they are others than those of the records: of a stage, or with what is replayed of stages.
 
     Raises:
         DataError: texts do not fit and the strategy is `raise`, or the chat template cannot be trained on.
     """
-    rows = encode_rows(records, prompt, section)
+    is_task, prefix = rows is None, prompt.prefix if rows is None else ()
+    rows = rows or encode_rows(records, prompt, section)
     steps = schedule(rows, section)
     footprint = measure_footprint(base, model, load_strategy(section).prepare)
-    parts = memory_parts(rows, steps, prompt.prefix, base, model, section)
-    n_prefix = len(prompt.prefix)
+    parts = memory_parts(rows, steps, prefix, base, model, section)
+    n_prefix = len(prefix)
     lengths = rows.lengths
     tokens = sum(lengths) + n_prefix * len(rows)
-    width = pack_width(section, prompt.prefix)
+    width = pack_width(section, prefix)
     padded = sum(math.prod(_shape(step, lengths, width)) for step in steps if step.rows)
     own = sum(lengths[row] for step in steps for row in step.rows)
     stop = prompt.tokenizer.eos_token_id
@@ -158,7 +162,7 @@ def make_plan(
         strategy=section.strategy,
         forward=model.forward,
         dtype=model.dtype,
-        records=len(records),
+        records=len(records) or len(rows),
         rows=len(rows),
         steps=len(steps) // section.gradient_accumulation_steps,
         tokens=tokens,
@@ -168,7 +172,7 @@ def make_plan(
         excess=tuple(rows.excess),
         excess_length_strategy=section.excess_length_strategy,
         stop_token=None if model.num_labels else prompt.tokenizer.eos_token,
-        stop_token_is_trained=bool(model.num_labels) or all(answer[-1] == stop for answer in rows.answers),
+        stop_token_is_trained=bool(model.num_labels) or not is_task or all(answer[-1] == stop for answer in rows.answers),
         pad_equals_stop=prompt.tokenizer.pad_token_id == stop,
         template_round_trips=prompt.round_trips(records["text"].head(_ROUND_TRIP_SAMPLE).to_list()),
         trainable_parameters=footprint.trainable,

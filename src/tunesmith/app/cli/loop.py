@@ -11,10 +11,12 @@ import typer
 from tunesmith.app.cli.options import JsonOption, ProjectOption, SetOption, duration, open_project, show
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tunesmith.entities import DatasetVersion, Evaluation, Run
-    from tunesmith.flow import Outcome, Verified
+    from tunesmith.flow import Outcome, Part, Verified
     from tunesmith.project import Project
-    from tunesmith.train.plan import Plan
+    from tunesmith.train.plan import Estimate, Plan
 
 
 def add_to(app: typer.Typer) -> None:
@@ -49,12 +51,10 @@ def plan(project: ProjectOption = Path(), overrides: SetOption = None, as_json: 
 
     opened = open_project(project, overrides, as_json=as_json)
     with opened.lock("tunesmith plan"):
-        dataset = _dataset(opened)
-        types = flow.child_types(opened, dataset)
-        made = flow.plan(opened, dataset)
-    value = made.model_dump(mode="json") | {"trainable_share": made.trainable_share} | ({"children": types} if types else {})
-    children = [f"  {'children':<11}{', '.join(types)}: trained after it, each on the records of its document type"] if types else []
-    show(as_json, value, "\n".join((plan_in_words(made), *children)), next_command="tunesmith train")
+        parts = flow.plan_parts(opened, _dataset(opened))
+    made = _of_run(parts)
+    value = made.model_dump(mode="json") | {"trainable_share": made.trainable_share} | _parts_in_json(parts)
+    show(as_json, value, "\n".join((plan_in_words(made), *parts_in_words(parts))), next_command="tunesmith train")
 
 
 def train(
@@ -76,9 +76,9 @@ def train(
             return
         dataset = _dataset(opened)
         trained = flow.train_adapters(opened, dataset)
-        children = flow.children_of(opened, dataset, trained)
-    text = "\n".join((run_in_words(opened, trained), *(f"  child {each}: {child.id}, {child.steps:,} steps" for each, child in children.items())))
-    value = trained.model_dump(mode="json") | ({"children": {each: child.id for each, child in children.items()}} if children else {})
+        children, parts = flow.children_of(opened, dataset, trained), flow.measured_parts(opened, dataset)
+    text = "\n".join((run_in_words(opened, trained, parts), *(f"  child {each}: {child.id}, {child.steps:,} steps" for each, child in children.items())))
+    value = trained.model_dump(mode="json") | ({"children": {each: child.id for each, child in children.items()}} if children else {}) | _parts_in_json(parts)
     show(as_json, value, text, next_command="tunesmith evaluate")
 
 
@@ -142,10 +142,10 @@ def run(project: ProjectOption = Path(), overrides: SetOption = None, as_json: J
     opened = open_project(project, overrides, as_json=as_json)
     with opened.lock("tunesmith run"):
         dataset = flow.prepare(opened)
-        made = flow.plan(opened, dataset)
+        parts = flow.plan_parts(opened, dataset)
         if not as_json:
-            show(False, None, plan_in_words(made) + "\n")
-        outcome = flow.finish(opened, dataset, made)
+            show(False, None, "\n".join((plan_in_words(_of_run(parts)), *parts_in_words(parts), "")))
+        outcome = flow.finish(opened, dataset, parts)
     _show_outcome(opened, outcome, as_json)
 
 
@@ -160,7 +160,9 @@ def renew(project: ProjectOption = Path(), overrides: SetOption = None, as_json:
 
 
 def _show_outcome(project: Project, outcome: Outcome, as_json: bool) -> None:
-    report = outcome.calibration.report
+    from tunesmith import flow
+
+    report, parts = outcome.calibration.report, flow.measured_parts(project, outcome.dataset)
     value = {
         "dataset_version": outcome.dataset.id,
         "run": outcome.run.id,
@@ -172,10 +174,11 @@ def _show_outcome(project: Project, outcome: Outcome, as_json: bool) -> None:
         "paired": report["paired"],
         "paired_classical": report.get("paired_classical"),
         **({"routing": report["routing"]} if "routing" in report else {}),
+        **_parts_in_json(parts),
     }
     passed = outcome.verdict.passed
     gate = f"Gate: {'passed' if passed else 'refused'}, {outcome.verdict.reason}."
-    text = f"\n{run_in_words(project, outcome.run)}\n\n{report_in_words(report)}\n\n{gate}\nReport: {outcome.calibration.html}"
+    text = f"\n{run_in_words(project, outcome.run, parts)}\n\n{report_in_words(report)}\n\n{gate}\nReport: {outcome.calibration.html}"
     show(as_json, value, text, next_command='tunesmith predict "TEXT", tunesmith serve, tunesmith review next' if passed else "tunesmith config explain train")
     _exit_when_refused(passed)
 
@@ -216,7 +219,7 @@ def plan_in_words(plan: Plan) -> str:
     """Write a plan as aligned lines."""
     from tunesmith.train.plan import excess_in_words
 
-    memory, seconds = plan.peak_memory_bytes, plan.seconds
+    memory = plan.peak_memory_bytes
     stop = "is trained" if plan.stop_token_is_trained else "IS NOT trained"
     pad = ", and is the pad token too: harmless, padding is told by position" if plan.pad_equals_stop else ""
     template = "round-trips" if plan.template_round_trips else "tokens of its pieces differ from tokens of the whole: train and serve both use the pieces"
@@ -228,24 +231,65 @@ def plan_in_words(plan: Plan) -> str:
         ("stop token", "none: an encoder writes nothing" if plan.stop_token is None else f"{plan.stop_token} {stop}{pad}"),
         ("template", template),
         ("memory", f"{memory.expected / 1e9:.1f} GB peak [{memory.low / 1e9:.1f}, {memory.high / 1e9:.1f}]"),
-        ("time", f"{duration(seconds.expected)} [{duration(seconds.low)}, {duration(seconds.high)}]"),
+        ("time", _time(plan.seconds)),
         ("disk", f"{plan.disk_bytes / 1e6:,.0f} MB at most"),
     )
     return "\n".join(f"  {name:<11}{text}" for name, text in lines)
 
 
-def run_in_words(project: Project, run: Run) -> str:
-    """Write what was predicted beside what was measured."""
+def _of_run(parts: Sequence[Part]) -> Plan:
+    """Return the plan of the run among the parts of a training."""
+    return next(part.plan for part in parts if part.name == "run" and part.plan)
+
+
+def _parts_in_json(parts: Sequence[Part]) -> dict[str, Any]:
+    """Return the parts of a training and their sum; nothing where the run is all."""
     from tunesmith import flow
 
-    plan = flow.run_plan(project, run)
-    memory, seconds = plan.peak_memory_bytes, plan.seconds
-    rows = (
-        ("", "predicted", "measured"),
-        ("memory", f"{memory.expected / 1e9:.1f} GB [{memory.low / 1e9:.1f}, {memory.high / 1e9:.1f}]", f"{run.peak_memory_bytes / 1e9:.1f} GB"),
-        ("time", f"{duration(seconds.expected)} [{duration(seconds.low)}, {duration(seconds.high)}]", duration(run.seconds)),
-    )
-    lines = [f"  {name:<8}{predicted:>34}{measured:>16}" for name, predicted, measured in rows]
+    if len(parts) == 1:
+        return {}
+    whole = flow.total(parts)
+    return {"parts": [part.to_dict() for part in parts], "total": flow.Part("all", whole).to_dict()["planned"] if whole else None}
+
+
+def parts_in_words(parts: Sequence[Part]) -> list[str]:
+    """Write a line for each part of a training, and their sum; nothing where the run is all."""
+    from tunesmith import flow
+
+    if len(parts) == 1:
+        return []
+    lines = ["", f"  {'part':<24}{'steps':>9}  {'memory':<22}{'time':<30}disk at most"]
+    for part in parts:
+        made = "trained already" if part.is_trained else _cost_in_words(part.plan)
+        lines.append(f"  {part.name:<24}{part.plan.steps if part.plan else '':>9}  {made}")
+    whole = flow.total(parts)
+    return [*lines, f"  {'all that is trained now':<24}{'':>9}  {_cost_in_words(whole)}"] if whole else lines
+
+
+def _cost_in_words(plan: Plan | None) -> str:
+    return f"{_gigabytes(plan.peak_memory_bytes):<22}{_time(plan.seconds):<30}{plan.disk_bytes / 1e6:,.0f} MB" if plan else ""
+
+
+def _gigabytes(memory: Estimate) -> str:
+    return f"{memory.expected / 1e9:.1f} GB [{memory.low / 1e9:.1f}, {memory.high / 1e9:.1f}]"
+
+
+def _time(seconds: Estimate) -> str:
+    return f"{duration(seconds.expected)} [{duration(seconds.low)}, {duration(seconds.high)}]"
+
+
+def run_in_words(project: Project, run: Run, parts: Sequence[Part]) -> str:
+    """Write what was predicted of each part of a training beside what was measured."""
+    from tunesmith import flow
+
+    known = [part for part in parts if part.plan and part.seconds is not None and part.peak_memory_bytes is not None]
+    width = 8 if len(parts) == 1 else 28
+    lines = [f"  {'':<{width}}{'predicted':>34}{'measured':>16}"]
+    for part in known:
+        assert part.plan and part.seconds is not None and part.peak_memory_bytes is not None  # noqa: S101, PT018 - chosen so
+        named = "" if len(parts) == 1 else f", {part.name}"
+        lines.append(f"  {f'memory{named}':<{width}}{_gigabytes(part.plan.peak_memory_bytes):>34}{part.peak_memory_bytes / 1e9:>13.1f} GB")
+        lines.append(f"  {f'time{named}':<{width}}{_time(part.plan.seconds):>34}{duration(part.seconds):>16}")
     return "\n".join([*lines, *_stages_in_words(flow.stage_table(project, run.path))])
 
 
