@@ -128,6 +128,7 @@ class Project:
             from tunesmith.train.strategies import load_strategy
         strategy = load_strategy(self.config.train)
         section = self.config.model.model_copy(update={"load_in_4bit": self.config.model.load_in_4bit or strategy.load_in_4bit})
+        _refuse_packs_for_flash(self.config)
         resolved = resolve(section, self.base.path, fits_fast_pass=strategy.fits_fast_pass, n_labels=len(self.config.task.labels))
         if resolved.num_labels:
             _refuse_for_encoder(self.config)
@@ -214,6 +215,19 @@ class Project:
         return next((line["seconds"] for line in reversed(lines) if line["step"] == step and line["detail"].startswith(noun_id)), None)
 
 
+def _refuse_packs_for_flash(config: Config) -> None:
+    """Refuse packs where attention cannot keep their records apart.
+
+    Raises:
+        ConfigError: `train.packing` with FlashAttention.
+    """
+    if config.train.packing and config.model.attn_implementation == "flash_attention_2":
+        raise ConfigError(
+            "train.packing keeps records apart by a mask, which model.attn_implementation must take: eager or sdpa. Received: flash_attention_2.",
+            hint="Set model.attn_implementation: sdpa.",
+        )
+
+
 def _refuse_for_encoder(config: Config) -> None:
     """Refuse what needs a model that writes, all of it at once.
 
@@ -230,6 +244,7 @@ def _refuse_for_encoder(config: Config) -> None:
         "train.packing must be false": train.packing or None,
         "train.torch_compile must be false": train.torch_compile or None,
         "train.activation_cache must be false": train.activation_cache or None,
+        "train.use_liger_kernel must be false": train.use_liger_kernel or None,
         "launch.fsdp must be false": config.launch.fsdp or None,
         "evaluate.max_forgetting must be empty, since forgetting is measured on text that a model writes": config.evaluate.max_forgetting,
     }

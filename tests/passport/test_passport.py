@@ -28,11 +28,12 @@ EXPECTED = {
         "renamed": {
             "base_model", "revision_of_model", "datasets[2].type.field_instruction", "datasets[2].type.field_output", "datasets[2].type.system_prompt",
             "val_set_size", "adapter", "sequence_len", "lora_target_linear", "peft_use_rslora", "micro_batch_size", "num_epochs", "lr_scheduler", "bf16",
+            "flash_attention",
         },
         "defaulted": {"excess_length_strategy", "group_by_length"},
         "not_supported": {
             "datasets[1].path", "datasets[1].split", "datasets[2].type.format", "dataset_prepared_path", "output_dir", "sample_packing", "pad_to_sequence_len",
-            "optimizer", "gradient_checkpointing", "flash_attention", "warmup_steps", "evals_per_epoch", "saves_per_epoch", "special_tokens",
+            "optimizer", "gradient_checkpointing", "warmup_steps", "evals_per_epoch", "saves_per_epoch", "special_tokens",
             "learnig_rate_scale",
         },
     },
@@ -55,14 +56,14 @@ EXPECTED = {
     "trl": {
         "kept": {
             "model_name_or_path", "dtype", "load_in_4bit", "lora_r", "learning_rate", "max_steps", "per_device_train_batch_size",
-            "gradient_accumulation_steps", "lr_scheduler_type", "max_grad_norm", "logging_steps", "push_to_hub", "report_to",
+            "gradient_accumulation_steps", "lr_scheduler_type", "max_grad_norm", "logging_steps", "push_to_hub", "report_to", "attn_implementation",
         },
         "renamed": {"use_peft", "dataset_name", "dataset_text_field", "warmup_steps"},
         "defaulted": {
             "lora_dropout", "lora_target_modules", "test_split_size", "max_length", "truncation_mode", "assistant_only_loss", "bf16", "train_sampling_strategy",
         },
         "not_supported": {
-            "model_revision", "attn_implementation", "packing", "num_train_epochs", "gradient_checkpointing", "optim", "save_steps", "eval_strategy",
+            "model_revision", "packing", "num_train_epochs", "gradient_checkpointing", "optim", "save_steps", "eval_strategy",
             "eval_steps", "neftune_noise_alpha", "hub_model_id", "output_dir",
         },
     },
@@ -74,6 +75,7 @@ WRITTEN = {
         "model": {
             "model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct",
             "model_revision": "12fd25f77366fa6b3b4b768ec3050bf629380bac",
+            "attn_implementation": "flash_attention_2",
             "dtype": "auto",
         },
         "train": {
@@ -92,7 +94,7 @@ WRITTEN = {
         },
     },
     "trl": {
-        "model": {"model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct", "dtype": "bfloat16"},
+        "model": {"model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct", "attn_implementation": "flash_attention_2", "dtype": "bfloat16"},
         "train": {
             "strategy": "lora", "max_length": 1024, "excess_length_strategy": "truncate", "lora_r": 16, "lora_dropout": 0.05,
             "lora_target_modules": ["q_proj", "v_proj"], "learning_rate": 2e-4, "lr_scheduler_type": "constant", "warmup_ratio": 0.0, "max_grad_norm": 1e9,
@@ -205,6 +207,14 @@ def test_importing_twice_says_and_writes_the_same(name):
         ("base_model: a\nadapter: lora\noptimizer: muon\n", "optimizer", "not_supported", {}),
         ("base_model: a\nadapter: lora\nmicro_batch_size: zero\n", "micro_batch_size", "not_supported", {}),
         ("base_model: a\nadapter: lora\nlora_r: ${rank}\n", "lora_r", "not_supported", {}),
+        ("base_model: a\nadapter: lora\nsdp_attention: true\n", "sdp_attention", "renamed", {"model": {"attn_implementation": "sdpa"}}),
+        ("base_model: a\nadapter: lora\nattn_implementation: eager\n", "attn_implementation", "kept", {"model": {"attn_implementation": "eager"}}),
+        ("base_model: a\nadapter: lora\nattn_implementation: flex_attention\n", "attn_implementation", "not_supported", {}),
+        ("base_model: a\nadapter: lora\nflash_attention: false\n", "flash_attention", "kept", {}),
+        ("base_model: a\nadapter: lora\nliger_rms_norm: true\nliger_rope: true\n", "liger_rms_norm", "renamed", {"train": {"use_liger_kernel": True}}),
+        ("base_model: a\nadapter: lora\nliger_rms_norm: true\nliger_rope: true\n", "liger_rope", "not_supported", {}),
+        ("base_model: a\nadapter: lora\nplugins: [axolotl.integrations.liger.LigerPlugin]\n", "plugins", "kept", {}),
+        ("base_model: a\nadapter: lora\nplugins: [some.other.Plugin]\n", "plugins", "not_supported", {}),
         ("base_model: a\nadapter: lora\ndefault_system_message: Sort.\n", "default_system_message", "renamed", {"task": {"instruction": "Sort."}}),
     ],
 )
@@ -232,6 +242,10 @@ def test_axolotl(translate, text, key, status, ours):
         ("stage: dpo\nfinetuning_type: lora\npref_beta: 0.1\n", "stage", "not_supported", {}),
         ("stage: dpo\nfinetuning_type: lora\npref_beta: 0.1\n", "pref_beta", "not_supported", {}),
         ("stage: sft\nfinetuning_type: freeze\n", "finetuning_type", "not_supported", {}),
+        ("stage: sft\nflash_attn: fa2\n", "flash_attn", "renamed", {"model": {"attn_implementation": "flash_attention_2"}}),
+        ("stage: sft\nflash_attn: disabled\n", "flash_attn", "renamed", {"model": {"attn_implementation": "eager"}}),
+        ("stage: sft\nflash_attn: fa3\n", "flash_attn", "not_supported", {}),
+        ("stage: sft\nenable_liger_kernel: true\n", "enable_liger_kernel", "renamed", {"train": {"use_liger_kernel": True}}),
         ("stage: sft\nval_size: 1000\n", "val_size", "not_supported", {}),
         ("stage: sft\nuse_galore: true\n", "use_galore", "not_supported", {}),
         ("stage: sft\nuse_galore: false\n", "use_galore", "kept", {}),
@@ -261,6 +275,9 @@ def test_llamafactory(translate, text, key, status, ours):
         ("use_peft: true\nlr_scheduler_type: cosine\nwarmup_steps: 0.1\n", "warmup_steps", "renamed", {"train": {"warmup_ratio": 0.1}}),
         ("use_peft: true\ntrain_sampling_strategy: group_by_length\n", "train_sampling_strategy", "renamed", {"train": {"group_by_length": True}}),
         ("use_peft: true\ntest_split_size: 0.2\n", "test_split_size", "renamed", {}),
+        ("use_peft: true\nuse_liger_kernel: true\n", "use_liger_kernel", "kept", {"train": {"use_liger_kernel": True}}),
+        ("use_peft: true\nattn_implementation: sdpa\n", "attn_implementation", "kept", {"model": {"attn_implementation": "sdpa"}}),
+        ("use_peft: true\nattn_implementation: kernels-community/flash-attn3\n", "attn_implementation", "not_supported", {}),
         ("use_peft: on\nbeta: 0.1\n", "beta", "not_supported", {"train": {"strategy": "lora"}}),
         ("use_peft: true\nresume_from_checkpoint: out/checkpoint-5\n", "resume_from_checkpoint", "not_supported", {}),
     ],
@@ -386,7 +403,7 @@ def test_the_command_writes_the_file_and_says_what_is_left(cli, tmp_path):
     out = tmp_path / "tunesmith.yaml"
     result = cli("config", "import", FILES / "trl.yaml", "--out", out)
     assert result.code == 0, result.err
-    for words in ("TRL 1.16.0: 13 kept, 4 renamed, 8 defaulted there, 12 not supported.", "Left to fill in:", "task.labels", "max_length", "defaulted"):
+    for words in ("TRL 1.16.0: 14 kept, 4 renamed, 8 defaulted there, 11 not supported.", "Left to fill in:", "task.labels", "max_length", "defaulted"):
         assert words in result.out
     assert result.out.splitlines()[-1] == f"Next: fill in the lines above, then: tunesmith config check -C {out}"
     assert cli("config", "import", FILES / "trl.yaml", "--out", out).code == 2

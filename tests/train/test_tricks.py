@@ -25,14 +25,14 @@ class Killed(Exception):
 def run(tmp_path, records, prompt, base, model):
     """Train on the tiny model; returns the losses, and the adapter's weights in one vector."""
 
-    def start(name, *, forward="fast", kill_at=None, **settings):
+    def start(name, *, forward="fast", attn_implementation="auto", kill_at=None, **settings):
         section = TrainSection(**(SETTINGS | settings))
 
         def report(step, n_steps, figures):
             if step == kill_at:
                 raise Killed
 
-        chosen = model.model_copy(update={"forward": forward})
+        chosen = model.model_copy(update={"forward": forward, "attn_implementation": attn_implementation})
         fit(encode_rows(records, prompt, section), prompt.prefix, base, chosen, section, tmp_path / name, report)
         learnt = load_file(tmp_path / name / "weights" / "adapter_model.safetensors")
         lines = [json.loads(line) for line in (tmp_path / name / "losses.jsonl").read_text().splitlines()]
@@ -55,6 +55,14 @@ def run(tmp_path, records, prompt, base, model):
 def test_what_is_learnt_is_equal(run, forward, settings, trick):
     losses, weights = run("without", forward=forward, **settings)
     others, other_weights = run("with", forward=forward, **settings, **trick)
+    assert others == pytest.approx(losses, rel=2e-4)
+    assert (other_weights - weights).norm() < 5e-3 * weights.norm()
+
+
+@pytest.mark.parametrize("settings", [{}, {"packing": True}, {"strategy": "prefix"}])
+def test_each_attention_learns_the_same(run, settings):
+    losses, weights = run("eager", forward="plain", attn_implementation="eager", **settings)
+    others, other_weights = run("sdpa", forward="plain", attn_implementation="sdpa", **settings)
     assert others == pytest.approx(losses, rel=2e-4)
     assert (other_weights - weights).norm() < 5e-3 * weights.norm()
 

@@ -26,7 +26,7 @@ from tunesmith.flow.serving import deploy, load_predictor, predict
 from tunesmith.flow.stages import stage_table
 from tunesmith.flow.suites import run_suites
 from tunesmith.flow.sweep import Sweep, sweep
-from tunesmith.flow.training import plan, run_id, run_plan, train
+from tunesmith.flow.training import plan, refuse_missing_kernels, run_id, run_plan, train
 from tunesmith.flow.verification import Verified, verify_resume
 from tunesmith.flow.versions import checkout, pull, push, show_dataset, withdraw
 
@@ -68,6 +68,7 @@ __all__ = [
     "pull",
     "push",
     "read",
+    "refuse_missing_kernels",
     "register",
     "renew",
     "review_state",

@@ -19,7 +19,7 @@ from tunesmith.flow.dataset import embedding_model, read
 from tunesmith.flow.parts import Part, save_plan, total
 from tunesmith.flow.processes import fit_job, make_job
 from tunesmith.flow.stages import stage_parts
-from tunesmith.flow.training import fitted_run, plan_run, run_id, run_part, train, what_is_learnt
+from tunesmith.flow.training import fitted_run, plan_run, refuse_missing_kernels, run_id, run_part, train, what_is_learnt
 from tunesmith.models.router import PARENT, Router
 from tunesmith.project import Project, needs_extra
 from tunesmith.train.settings import AdaptersSection
@@ -43,6 +43,7 @@ def plan_parts(project: Project, dataset: DatasetVersion) -> list[Part]:
     """
     with needs_extra("train"):
         from tunesmith.train.plan import refuse_over_limits
+    refuse_missing_kernels(project)
     with project.step("plan") as done:
         types = child_types(project, dataset)
         parts = [*stage_parts(project), run_part(project, dataset), *_child_parts(project, dataset, types)]
@@ -151,7 +152,7 @@ def types_of(records: pl.DataFrame, section: AdaptersSection) -> list[str]:
 def _child_id(project: Project, own: pl.DataFrame, parent_id: str, document_type: str) -> str:
     """Return the id that the child of a document type has with the present settings, given the records of that type."""
     section = project.config.train
-    model = project.model_section.model_dump(mode="json", include={"forward", "dtype", "load_in_4bit"})
+    model = project.model_section.computing()
     rows = own.filter(split="train").select("id", "text", "label", "weight").rows()
     validation = own.filter(split="validation")["id"].to_list() if section.of_child(document_type).eval_steps else []
     start = parent_id if _begins_at_parent(project) else ""

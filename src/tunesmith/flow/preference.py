@@ -167,7 +167,7 @@ def prefer(project: Project, start: Run | None = None, found: Preferences | None
         answers = as_answers(rows)
         texts, said, are_right = [each.text for each in answers], [each.answer for each in answers], [each.is_right for each in answers]
         columns = encode_answers(texts, said, are_right, project.prompt, section)
-    model = project.model_section.model_dump(mode="json", include={"dtype", "load_in_4bit"})
+    model = {key: value for key, value in project.model_section.computing().items() if key != "forward"}  # always the plain one
     identity = content_id("run", start.id, section.model_dump(mode="json", exclude=_NOT_LEARNT), model, columns, STEP_VERSION)
     with project.step("prefer") as done:
         if finished := project.store.find(Run, identity):

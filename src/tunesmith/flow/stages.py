@@ -28,7 +28,7 @@ from tunesmith.files import file_sha256, write_json
 from tunesmith.flow.parts import FITTED_FILE, Part, base_bytes, read_fitted, save_plan
 from tunesmith.flow.processes import fit_job, make_job
 from tunesmith.project import Project
-from tunesmith.train.settings import StageSection, TrainSection
+from tunesmith.train.settings import StageSection, TrainSection, named_in_id
 
 if TYPE_CHECKING:
     from tunesmith.train.batches import Rows
@@ -79,9 +79,9 @@ def _stage_id(project: Project, stage: StageSection, before: str) -> str:
     file = project.root / stage.path
     if not file.is_file():
         raise NotFoundError(f"The file of the stage {stage.name} must exist. Received: {stage.path}.", hint="tunesmith config explain train.stages")
-    own = project.config.train.of_stage(stage).model_dump(mode="json", exclude={"save_steps", "logging_steps", "report_to", "adapters"})
+    own = named_in_id(project.config.train.of_stage(stage).model_dump(mode="json", exclude={"save_steps", "logging_steps", "report_to", "adapters"}))
     settings = stage.model_dump(mode="json", exclude={"max_forgetting", "train"})
-    model = project.model_section.model_dump(mode="json", include={"forward", "dtype", "load_in_4bit"})
+    model = project.model_section.computing()
     return content_id("stg", before, project.base.sha256, file_sha256(file), settings, own, model, STEP_VERSION)
 
 

@@ -18,7 +18,7 @@ from tunesmith.flow.parts import FITTED_FILE, Part, base_bytes, read_plan, save_
 from tunesmith.flow.processes import fit_job, make_job, validation_of
 from tunesmith.flow.stages import data_of_stages, finish_task, stages_id, task_rows, train_stages
 from tunesmith.project import Project, needs_extra
-from tunesmith.train.settings import NOT_LEARNT, TrainSection
+from tunesmith.train.settings import NOT_LEARNT, TrainSection, named_in_id
 
 if TYPE_CHECKING:
     from tunesmith.train.batches import Rows
@@ -40,6 +40,7 @@ def plan(project: Project, dataset: DatasetVersion) -> Plan:
     """
     with needs_extra("train"):
         from tunesmith.train.plan import refuse_over_limits
+    refuse_missing_kernels(project)
     with project.step("plan") as done:
         finished = project.store.find(Run, run_id(project, dataset))
         if finished:
@@ -50,6 +51,22 @@ def plan(project: Project, dataset: DatasetVersion) -> Plan:
         refuse_over_limits(made, project.config.train, project.root)
         done(f"{made.rows:,} rows, {made.tokens:,} tokens, {made.steps:,} steps")
         return made
+
+
+def refuse_missing_kernels(project: Project) -> None:
+    """Refuse fused kernels that this machine has not, before anything is read, loaded or trained.
+
+    Raises:
+        ConfigError, BackendError: name the key and what is missing.
+    """
+    with needs_extra("train"):
+        from tunesmith.models.kernels import refuse_missing_attention, refuse_missing_liger
+    refuse_missing_attention(project.config.model)
+    train = project.config.train
+    children = (train.adapters.train, *train.adapters.document_types.values()) if train.adapters else ()
+    if any(keys.use_liger_kernel for keys in (train, *(stage.train for stage in train.stages), *children)):
+        refuse_missing_liger()  # before the base model is fetched
+        refuse_missing_liger(project.base.path)
 
 
 def plan_run(project: Project, records: pl.DataFrame, settings: TrainSection) -> Plan:
@@ -136,7 +153,7 @@ def run_id(project: Project, dataset: DatasetVersion) -> str:
     """Return the id that a run of these settings on a dataset version has."""
     train = project.config.train
     learnt = what_is_learnt(train)
-    model = project.model_section.model_dump(mode="json", include={"forward", "dtype", "load_in_4bit"})
+    model = project.model_section.computing()
     before = [stages_id(project)] if train.stages else []
     return content_id("run", dataset.id, project.base.sha256, project.config.task.model_dump(mode="json"), model, learnt, *before, STEP_VERSION)
 
@@ -144,7 +161,7 @@ def run_id(project: Project, dataset: DatasetVersion) -> str:
 def what_is_learnt(train: TrainSection) -> dict[str, Any]:
     """Return the keys of the section `train` that change what one run learns."""
     left_out = {*NOT_LEARNT, "adapters", *(() if train.eval_steps else _OF_EVALUATIONS)}
-    return train.model_dump(mode="json", exclude=left_out)
+    return named_in_id(train.model_dump(mode="json", exclude=left_out))
 
 
 Watch = Callable[[int, int, dict[str, float]], None]

@@ -27,6 +27,7 @@ from tunesmith.models import fast_llama
 from tunesmith.models.answered import Answered
 from tunesmith.models.batch import Batch, scoring_batch
 from tunesmith.models.encoder import EncoderForward, EncoderPrompt, is_encoder, positions_of
+from tunesmith.models.kernels import refuse_missing_attention
 from tunesmith.models.likelihood import log_probabilities
 from tunesmith.models.processor import multiplies_bfloat16, n_workers
 from tunesmith.models.settings import ModelSection, TaskSection
@@ -120,8 +121,10 @@ def resolve(section: ModelSection, base: Path, *, fits_fast_pass: bool = True, n
         n_labels: Size of the label space; 0 where answers are written.
 
     Raises:
-        ConfigError: `forward: fast` was asked for where it is not exact, or an encoder shall write.
+        ConfigError: `forward: fast` was asked for where it is not exact, or an encoder shall write; or `attn_implementation` for what is not here.
+        BackendError: it asks for a package that is not installed.
     """
+    refuse_missing_attention(section)
     has_gpu = torch.cuda.is_available()
     config = AutoConfig.from_pretrained(base)
     encodes = is_encoder(config)
@@ -132,11 +135,13 @@ def resolve(section: ModelSection, base: Path, *, fits_fast_pass: bool = True, n
             f"Received: {received}.",
             hint="Choose a base model that writes." if not n_labels else "tunesmith plan --set train.strategy=full",
         )
-    is_exact = fast_llama.supports(config) and not has_gpu and fits_fast_pass and not section.load_in_4bit
+    is_exact = fast_llama.supports(config) and not has_gpu and fits_fast_pass and not section.load_in_4bit and section.attn_implementation == "auto"
     if section.forward == "fast" and not is_exact:
         raise ConfigError(
-            "model.forward: fast needs a Llama without biases on the CPU, in full precision or with LoRA without dropout and magnitudes. "
-            f"Received: {config.model_type} on the {'GPU' if has_gpu else 'CPU'}{' in 4 bits' if section.load_in_4bit else ''}.",
+            "model.forward: fast needs a Llama without biases on the CPU, in full precision or with LoRA without dropout and magnitudes, "
+            "and its own attention. "
+            f"Received: {config.model_type} on the {'GPU' if has_gpu else 'CPU'}{' in 4 bits' if section.load_in_4bit else ''}, "
+            f"model.attn_implementation {section.attn_implementation}.",
             hint="Set model.forward: auto.",
         )
     dtype = section.dtype if section.dtype != "auto" else "bfloat16" if has_gpu or multiplies_bfloat16() else "float32"

@@ -125,9 +125,20 @@ class ModelSection(Section):
     """SPDX name of the model's licence, kept with every model version."""
     forward: Literal["auto", "fast", "plain"] = "auto"
     """Which forward pass runs: `fast` is our Llama pass for the CPU, `plain` is the one of transformers, `auto` takes `fast` where it is exact."""
+    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """How the plain pass computes attention, by transformers' names; `auto` is sdpa on a GPU and eager on the CPU. `flash_attention_2` needs a GPU with
+    the package flash-attn. Any but `auto` needs the plain pass: the fast one has its own."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Precision of the frozen weights and the activations; `auto` is bfloat16 where the processor multiplies it natively."""
     num_labels: int = Field(default=0, ge=0)
     """Outputs of the classification head that an encoder gets. Set from `task.labels`: leave it out."""
     load_in_4bit: bool = False
     """Keep the linear layers' weights in 4 bits (NF4 with double quantisation, extra `qlora`); the strategy `qlora` sets it."""
+
+    def computing(self) -> dict[str, Any]:
+        """Return the keys that say how passes are computed, which a run's id names beside the weights' digest.
+
+        One that says nothing is left out: a run from before there was such a key keeps its id.
+        """
+        chosen = {"attn_implementation"} if self.attn_implementation != "auto" else set()
+        return self.model_dump(mode="json", include={"forward", "dtype", "load_in_4bit"} | chosen)

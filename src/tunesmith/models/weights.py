@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from tunesmith.errors import BackendError, MissingExtraError, NotFoundError
 from tunesmith.models.encoder import empty_encoder, load_encoder
+from tunesmith.models.kernels import attention_of
 from tunesmith.models.settings import ModelSection
 
 WEIGHTS_FOLDER = "weights"
@@ -60,13 +61,12 @@ def load_model(base: Path, section: ModelSection) -> Any:
     """
     logging.disable_progress_bar()
     dtype = getattr(torch, section.dtype)
-    # Eager attention: at these lengths its backward pass is faster on the CPU than the fused one.
-    settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": _attention()}
+    settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention_of(section)}
     if section.load_in_4bit:
         settings["quantization_config"] = _four_bits(dtype)
     try:
         if section.num_labels:
-            model = load_encoder(base, section.num_labels, dtype, _attention())
+            model = load_encoder(base, section.num_labels, dtype, attention_of(section))
         else:
             model = AutoModelForCausalLM.from_pretrained(base, use_safetensors=True, trust_remote_code=False, **settings)
     except (OSError, ValueError) as error:
@@ -89,21 +89,18 @@ def empty_model(base: Path, section: ModelSection, dtype: torch.dtype) -> Any:
         section: The section `model`, resolved.
         dtype: Precision of the weights.
     """
-    settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": _attention()}
+    # FlashAttention computes nothing without a GPU's numbers; sdpa keeps as little for the way back.
+    attention = "sdpa" if section.attn_implementation == "flash_attention_2" else attention_of(section)
     with torch.device("meta"):
         if section.num_labels:
-            return empty_encoder(base, section.num_labels, dtype, _attention())
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base), **settings)
+            return empty_encoder(base, section.num_labels, dtype, attention)
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base), dtype=dtype, attn_implementation=attention)
 
 
 def layer_of(name: str) -> int | None:
     """Return the number of the layer that a parameter or module is in, or None outside of all."""
     found = _LAYER.search(f"{name}.")
     return int(found[1]) if found else None
-
-
-def _attention() -> str:
-    return "sdpa" if torch.cuda.is_available() else "eager"
 
 
 def _four_bits(dtype: torch.dtype) -> Any:

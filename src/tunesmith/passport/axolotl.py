@@ -29,6 +29,7 @@ _COLUMNS = {
 
 def _look(sheet: Sheet) -> None:
     _tell_strategy(sheet)
+    _tell_kernels(sheet)
     _tell_data(sheet)
     hf.tell_revision(sheet, "revision_of_model" if sheet.has("revision_of_model") else "model_revision")
     hf.tell_optimizer(sheet, "optimizer")
@@ -68,6 +69,35 @@ def _tell_strategy(sheet: Sheet) -> None:
             sheet.tell("peft_init_lora_weights", "kept", HOLDS, changes_results=False)
         else:
             sheet.write("peft_init_lora_weights", "train.init_lora_weights", start)
+
+
+_ATTENTIONS = {"flash_attention": "flash_attention_2", "sdp_attention": "sdpa", "eager_attention": "eager"}
+_LIGERS = ("liger_rms_norm", "liger_glu_activation", "liger_swiglu")
+_OF_LIGER = "Part of Liger's kernels there; here train.use_liger_kernel is RMSNorm and the gated MLP, and the loss is made in parts anyway."
+
+
+def _tell_kernels(sheet: Sheet) -> None:
+    """Say what becomes of fused kernels: the attention is one key here, and so is Liger."""
+    named = sheet.take("attn_implementation")
+    if named is not None:
+        sheet.write("attn_implementation", "model.attn_implementation", named, hf.ATTENTION.note, changes_results=False)
+    for key, ours in _ATTENTIONS.items():
+        value = sheet.take(key)
+        if is_on(value) and "model.attn_implementation" not in sheet.draft:
+            sheet.write(key, "model.attn_implementation", ours, hf.ATTENTION.note, given=value, changes_results=False)
+        elif value is not None:
+            sheet.tell(key, "kept", "Another key names the attention." if is_on(value) else HOLDS, changes_results=False)
+    for key in _LIGERS:
+        value = sheet.take(key)
+        if is_on(value):
+            sheet.write(key, "train.use_liger_kernel", True, hf.LIGER.note, given=value, changes_results=False)
+        elif value is not None:
+            sheet.tell(key, "kept", HOLDS, changes_results=False)
+    plugins = sheet.take("plugins")
+    if plugins is not None:
+        known = isinstance(plugins, list) and all(str(each).endswith("LigerPlugin") for each in plugins)
+        note = "Its own keys say what is used." if known else "Plug-ins of other programs are not loaded."
+        sheet.tell("plugins", "kept" if known else "not_supported", note, changes_results=not known)
 
 
 def _tell_data(sheet: Sheet) -> None:
@@ -204,9 +234,7 @@ _TOKENIZER = hf.off("The base model's own tokenizer is used.", "Nothing to set."
 _CACHES = hf.off("Prepared data is kept in datasets/.", "Nothing to set.", changes_results=False)
 _PACKS = hf.off("Records are not packed.", "See sample_packing.", changes_results=False)
 _KERNELS = hf.off("Changes memory or speed, not what is learnt.", "tunesmith plan predicts both.", changes_results=False)
-_ATTENTION = (
-    r"(xformers|sdp|flex|flash|sage|eager|s2)_attention|sdpa_varlen|.*_kernel|unsloth_.*|cut_cross_entropy.*|plugins|is_.*_derived_model|chunked_.*|tiled_.*"
-)
+_ATTENTION = r"(xformers|flex|sage|s2)_attention|sdpa_varlen|.*_kernel|unsloth_.*|cut_cross_entropy.*|is_.*_derived_model|chunked_.*|tiled_.*"
 
 AXOLOTL = Peer(
     name="axolotl",
@@ -216,6 +244,7 @@ AXOLOTL = Peer(
         (r"tokenizer_.*|(model|processor)_type|type_of_model|base_model_config|cls_model_config|resize_token_embeddings.*|is_falcon.*", _TOKENIZER),
         (r"dataset_(prepared_path|processes|keep_in_memory|shard_.*|num_proc)|skip_prepare_dataset|push_dataset_to_hub|preprocess_.*", _CACHES),
         (r"(eval_)?sample_packing.*|pad_to_sequence_len|multipack_.*|batch_flattening|pretrain_multipack.*", _PACKS),
+        (r"liger_.*", hf.off(_OF_LIGER, "Nothing to set.", changes_results=False)),
         (_ATTENTION, _KERNELS),
         (r"(use_)?mlflow.*|hf_mlflow.*|wandb.*|loss_watchdog.*", hf.off("Losses go to MLflow, or to wandb.", "train.report_to.", changes_results=False)),
         *hf.COMMON_GROUPS,

@@ -21,6 +21,10 @@ HELD_OUT = 0.1
 """Share of the data for each of calibration and test where the foreign file knows none: tunesmith.yaml's own default."""
 
 
+ATTENTION = Rule("model.attn_implementation", str, note="Takes the plain pass; FlashAttention needs a GPU here too.", changes_results=False)
+LIGER = Rule("train.use_liger_kernel", boolean, note="RMSNorm and the gated MLP here; the loss is made in parts anyway.", changes_results=False)
+
+
 def off(why: str, instead: str, *neutral: Any, changes_results: bool = True) -> Rule:
     """Make the rule of a key that Tunesmith has not; the `neutral` values say what holds here anyway."""
     return Rule(neutral=(None, False, *neutral), note=why, instead=instead, changes_results=changes_results)
@@ -290,7 +294,7 @@ COMMON_GROUPS: tuple[tuple[str, Rule], ...] = (
         _FOLDERS,
     ),
     (
-        r"gradient_checkpointing.*|activation_.*|.*flash_attn?.*|attn_implementation|.*liger.*|use_(fast_)?kernels?.*|use_unsloth.*|torch_.*|dataloader_.*|tf32|"
+        r"gradient_checkpointing.*|activation_.*|.*flash_attn?.*|.*liger.*|use_(fast_)?kernels?.*|use_unsloth.*|torch_.*|dataloader_.*|tf32|"
         r"low_cpu_mem_usage|use_cpu|no_cuda|use_cache|preprocessing_.*|dataset_num_proc|.*num_proc|bf16_full_eval|fp16_full_eval|ignore_data_skip|"
         r"remove_unused_columns|skip_memory_metrics|average_tokens_across_devices|pad_to_multiple_of|streaming|dataset_streaming|buffer_size|data_seed",
         _SPEED,

@@ -124,6 +124,14 @@ def _dataset_info(sheet: Sheet, folder: str) -> dict[str, Any]:
     return {}
 
 
+def _attention(value: Any) -> str:
+    """Return transformers' name of an attention."""
+    known = {"auto": "auto", "disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2"}
+    if str(value) not in known:
+        raise ValueError(f"Must be one of {', '.join(known)} here.")
+    return known[str(value)]
+
+
 def _rules() -> dict[str, Rule]:
     return hf.common_rules(learning_rate=5e-5) | {
         "model_name_or_path": Rule("model.model_name_or_path", str),
@@ -131,6 +139,9 @@ def _rules() -> dict[str, Rule]:
         "default_system": Rule("task.instruction", str, note="What the model is told in every prompt."),
         "lora_target": Rule("train.lora_target_modules", hf.targets, default="all"),
         "lora_dropout": Rule("train.lora_dropout", number),
+        "flash_attn": Rule("model.attn_implementation", _attention, note=hf.ATTENTION.note, changes_results=False),
+        "enable_liger_kernel": hf.LIGER,
+        "use_liger_kernel": hf.LIGER,
         "use_dora": Rule("train.use_dora", boolean),
         "use_rslora": Rule("train.use_rslora", boolean),
         "loraplus_lr_ratio": Rule("train.loraplus_lr_ratio", number),

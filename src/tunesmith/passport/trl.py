@@ -131,6 +131,9 @@ def _tell_loss(sheet: Sheet) -> None:
 def _rules() -> dict[str, Rule]:
     return hf.common_rules(learning_rate=2e-5) | {
         "model_name_or_path": Rule("model.model_name_or_path", str),
+        "attn_implementation": hf.ATTENTION,
+        "use_liger_kernel": hf.LIGER,
+        "use_liger": hf.LIGER,
         "use_dora": Rule("train.use_dora", boolean),
         "use_rslora": Rule("train.use_rslora", boolean),
         "load_in_8bit": hf.off("No 8-bit base.", "train.strategy: qlora has 4 bits, lora 16 or 32."),

@@ -24,6 +24,7 @@ import torch
 
 from tunesmith.errors import Terminated
 from tunesmith.files import write_text
+from tunesmith.models.kernels import fuse
 from tunesmith.models.memory import PeakMemory, trim_heap
 from tunesmith.models.settings import ModelSection
 from tunesmith.models.weights import WEIGHTS_FOLDER, load_model
@@ -144,7 +145,10 @@ def fit(
 
     def prepared() -> Any:
         torch.manual_seed(section.seed)  # an encoder's head is drawn when the model is loaded
-        model_to_train = strategy.prepare(load_model(base, model.model_copy(update={"dtype": "float32"}) if strategy.in_float32 else model), prefix)
+        loaded = load_model(base, model.model_copy(update={"dtype": "float32"}) if strategy.in_float32 else model)
+        if section.use_liger_kernel:
+            fuse(loaded)
+        model_to_train = strategy.prepare(loaded, prefix)
         if start is not None:
             begin_with(model_to_train, start)
         return model_to_train

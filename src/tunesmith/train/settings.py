@@ -80,6 +80,8 @@ class TrainKeys(Section):
     sees another; batches and losses are the same as without. Needs the plain pass; the fast one shares the prompt as it is."""
     torch_compile: bool = False
     """Send the plain pass through torch.compile, which takes minutes at the first steps. Needs the plain pass."""
+    use_liger_kernel: bool = False
+    """RMSNorm and the gated MLP of decoder layers by Liger's kernels: less memory, equal to rounding. Needs a GPU with the package liger-kernel."""
     activation_cache: bool = False
     """Compute once what the layers below the lowest adapter make of each row, and keep it on disk for all epochs: worth it with lora_layers and
     three epochs or more. Equal to rounding. Needs the fast pass."""
@@ -283,6 +285,17 @@ class CompareSection(Section):
 
 NOT_LEARNT = frozenset({"save_steps", "save_total_limit", "logging_steps", "resume_from_checkpoint", "report_to", "max_memory_gb", "max_hours", "max_disk_gb"})
 """Keys of `train` that change where and when a run happens, not what it learns."""
+
+
+_CAME_LATER = frozenset({"use_liger_kernel"})
+
+
+def named_in_id(settings: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of the section `train`, and of its stages, keys that came later and are off: what was trained before there were such keys keeps its id."""
+    named = {key: value for key, value in settings.items() if value or key not in _CAME_LATER}
+    if "stages" in named:
+        named["stages"] = [stage | {"train": named_in_id(stage["train"])} for stage in named["stages"]]
+    return named
 
 
 class SweptValues(Section):

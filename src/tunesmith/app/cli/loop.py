@@ -50,6 +50,7 @@ def plan(project: ProjectOption = Path(), overrides: SetOption = None, as_json: 
     from tunesmith import flow
 
     opened = open_project(project, overrides, as_json=as_json)
+    flow.refuse_missing_kernels(opened)
     with opened.lock("tunesmith plan"):
         parts = flow.plan_parts(opened, _dataset(opened))
     made = _of_run(parts)
@@ -69,6 +70,7 @@ def train(
     from tunesmith import flow
 
     opened = open_project(project, overrides, as_json=as_json)
+    flow.refuse_missing_kernels(opened)
     with opened.lock("tunesmith train"):
         if verify:
             verified = flow.verify_resume(opened, _dataset(opened))
@@ -140,6 +142,7 @@ def run(project: ProjectOption = Path(), overrides: SetOption = None, as_json: J
     from tunesmith import flow
 
     opened = open_project(project, overrides, as_json=as_json)
+    flow.refuse_missing_kernels(opened)
     with opened.lock("tunesmith run"):
         dataset = flow.prepare(opened)
         parts = flow.plan_parts(opened, dataset)
@@ -154,6 +157,7 @@ def renew(project: ProjectOption = Path(), overrides: SetOption = None, as_json:
     from tunesmith import flow
 
     opened = open_project(project, overrides, as_json=as_json)
+    flow.refuse_missing_kernels(opened)
     with opened.lock("tunesmith renew"):
         outcome = flow.renew(opened)
     _show_outcome(opened, outcome, as_json)
