@@ -197,8 +197,8 @@ def _rules() -> dict[str, Rule]:
         "mlflow_tracking_uri": hf.off("MLflow's own variable is read.", "export MLFLOW_TRACKING_URI.", changes_results=False),
         "batch_size": hf.off("The batch is per_device_train_batch_size times gradient_accumulation_steps.", "Set those two."),
         "sample_packing": hf.off(
-            "Records are not packed; batches of like length leave little padding (train.group_by_length).",
-            "A pack counts as one row there: raise train.per_device_train_batch_size by the records a pack held.",
+            "A pack counts as one row there; here train.packing packs the records of one batch, which stays what it is without.",
+            "Raise train.per_device_train_batch_size by the records a pack held; train.packing then leaves less padding.",
         ),
         "chat_template": hf.off("The base model's own chat template is used.", "tunesmith plan says whether it round-trips.", "tokenizer_default"),
         "chat_template_jinja": hf.off("The base model's own chat template is used.", "tunesmith plan says whether it round-trips."),
@@ -213,14 +213,14 @@ def _rules() -> dict[str, Rule]:
         "peft_layers_to_transform": hf.off("Layers are counted from the last.", "train.lora_layers: how many of them."),
         "unfrozen_parameters": hf.off("Freezing weights is not a strategy here.", "train.lora_layers adapts the last layers only.", []),
         "cosine_min_lr_ratio": hf.off("The cosine ends at 0.", "train.lr_scheduler_type: constant, or fewer epochs.", 0, 0.0),
-        "early_stopping_patience": hf.off("A run ends after its epochs.", "Choose them with tunesmith run --set train.num_train_epochs=N."),
+        "early_stopping_patience": hf.off("Counts evaluations, which need train.eval_steps here.", "Set train.eval_steps and train.early_stopping_patience."),
         "saves_per_epoch": hf.off("Checkpoints are counted in steps.", "train.save_steps; tunesmith plan tells the steps.", changes_results=False),
         "trust_remote_code": hf.off("No code that comes with a model is run.", "Choose a model that transformers knows."),
-        "rl": hf.off("Supervised tuning is what there is.", "Pairs of chosen and rejected are read, and chosen is the answer."),
+        "rl": hf.off("Preference tuning goes on from a supervised run.", "tunesmith run, then tunesmith prefer; tunesmith config explain prefer."),
         "strict": hf.off("Unknown keys are always errors here.", "Nothing to set.", True, changes_results=False),
         "dataset_exact_deduplication": hf.off("Copies are always dropped.", "data.dedup.", True, changes_results=False),
         "shuffle_merged_datasets": hf.off("Batches come in a random order by train.seed.", "Nothing to set.", True),
-        "pretraining_dataset": hf.off("Raw text without answers is not learnt from.", "Give each text its answer in data.sources."),
+        "pretraining_dataset": hf.off("Raw text is learnt in a stage before the task.", "train.stages, with objective: text."),
     }
 
 
@@ -232,7 +232,7 @@ _OTHER_NAMES = {
 
 _TOKENIZER = hf.off("The base model's own tokenizer is used.", "Nothing to set.", "AutoTokenizer", "AutoModelForCausalLM", True, changes_results=False)
 _CACHES = hf.off("Prepared data is kept in datasets/.", "Nothing to set.", changes_results=False)
-_PACKS = hf.off("Records are not packed.", "See sample_packing.", changes_results=False)
+_PACKS = hf.off("Packs are made one way here.", "See sample_packing.", changes_results=False)
 _KERNELS = hf.off("Changes memory or speed, not what is learnt.", "tunesmith plan predicts both.", changes_results=False)
 _ATTENTION = r"(xformers|flex|sage|s2)_attention|sdpa_varlen|.*_kernel|unsloth_.*|cut_cross_entropy.*|is_.*_derived_model|chunked_.*|tiled_.*"
 

@@ -257,8 +257,8 @@ def common_rules(*, learning_rate: float) -> dict[str, Rule]:
         "adam_epsilon": off("AdamW's epsilon is 1e-8 here.", "Nothing to set.", 1e-8, "1e-8"),
         "label_smoothing_factor": off("The loss is the plain cross-entropy of the answer.", "Calibration makes confidences honest afterwards.", 0.0, 0),
         "neftune_noise_alpha": off("No noise is added to embeddings.", "Try train.lora_dropout against overfitting.", 0, 0.0),
-        "load_best_model_at_end": off("The last step is kept.", "Choose epochs with tunesmith run --set train.num_train_epochs=N."),
-        "metric_for_best_model": off("The last step is kept.", "Choose epochs with tunesmith run --set train.num_train_epochs=N."),
+        "load_best_model_at_end": off("Needs train.eval_steps here.", "Set train.eval_steps; tunesmith config explain train."),
+        "metric_for_best_model": off("Needs train.eval_steps here.", "Set train.eval_steps; tunesmith config explain train."),
         "greater_is_better": off("The last step is kept.", "Nothing to set.", True, changes_results=False),
         "auto_find_batch_size": off("The plan predicts the memory before anything runs.", "Set train.max_memory_gb and read tunesmith plan."),
         "dataloader_drop_last": off("Every row is trained on.", "Nothing to set."),
@@ -270,16 +270,27 @@ def common_rules(*, learning_rate: float) -> dict[str, Rule]:
 
 
 _STEPS_ARE_COMMANDS = off("Each step is a command.", "tunesmith run does all of them.", True, changes_results=False)
-_TIMEOUTS = off("Runs are on one device.", "Nothing to set.", changes_results=False)
-_DISTRIBUTED = off("Runs are on one device.", "They multiply the batch by their devices: raise train.gradient_accumulation_steps by as much.", "", [])
-_WATCHING = off("Nothing is scored during training.", "tunesmith evaluate scores validation, calibration and test after it.", "no", 0, changes_results=False)
+_TIMEOUTS = off("Processes are started in one way.", "launch.launcher: torchrun.", changes_results=False)
+_DISTRIBUTED = off(
+    "Processes and FSDP are set in launch, and share each batch out.",
+    "launch.launcher: torchrun. There devices multiply the batch: raise train.gradient_accumulation_steps by as much.",
+    "",
+    [],
+)
+_WATCHING = off(
+    "Runs are scored while they train where train.eval_steps is set.",
+    "Set train.eval_steps; tunesmith evaluate scores all of test.",
+    "no",
+    0,
+    changes_results=False,
+)
 _FOLDERS = off("Runs have ids, and folders in .tunesmith/runs.", "Nothing to set.", changes_results=False)
 _SPEED = off("Changes memory or speed, not what is learnt.", "tunesmith plan predicts both; train.max_memory_gb is a limit.", changes_results=False)
 _LOGS = off("Losses go to the run's folder and to MLflow.", "Nothing to set.", changes_results=False)
 _HUB = off("Nothing is sent to a hub.", "tunesmith register makes model versions, in the project.", changes_results=False)
 _MEDIA = off("Records are text.", "Put documents through tunesmith prepare, which reads scans by OCR.")
 _PREFERENCE = off(
-    "Preference tuning and reinforcement learning are not here; supervised tuning is.", "Pairs of chosen and rejected are read: chosen is the answer."
+    "Preference tuning goes on from a supervised run, by DPO or KTO; reinforcement learning is not here.", "tunesmith prefer; tunesmith config explain prefer."
 )
 _SERVING = off("That is serving, not training.", "tunesmith serve; tunesmith config explain serve.", changes_results=False)
 

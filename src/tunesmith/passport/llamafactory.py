@@ -18,7 +18,7 @@ from tunesmith.passport.sheet import HOLDS, Peer, Rule, Sheet, boolean, is_on, n
 
 _INFO_FILE = "dataset_info.json"
 _MOST_INFO_BYTES = 4 * 2**20
-_OTHER_STAGES = "Supervised tuning is what there is; pairs of chosen and rejected are read, and chosen is the answer."
+_OTHER_STAGES = "Supervised tuning is what this file becomes; raw text is learnt in train.stages, and tunesmith prefer tunes on pairs afterwards."
 
 
 def _look(sheet: Sheet) -> None:
@@ -147,10 +147,10 @@ def _rules() -> dict[str, Rule]:
         "loraplus_lr_ratio": Rule("train.loraplus_lr_ratio", number),
         "template": hf.off("The base model's own chat template is used.", "tunesmith plan says whether it round-trips."),
         "packing": hf.off(
-            "Records are not packed; batches of like length leave little padding (train.group_by_length).",
-            "A pack counts as one row there: raise train.per_device_train_batch_size by the records a pack held.",
+            "A pack counts as one row there; here train.packing packs the records of one batch, which stays what it is without.",
+            "Raise train.per_device_train_batch_size by the records a pack held; train.packing then leaves less padding.",
         ),
-        "neat_packing": hf.off("Records are not packed, so none sees another.", "See packing."),
+        "neat_packing": hf.off("No record of a pack sees another here.", "See packing."),
         "train_on_prompt": hf.off("The loss is taken at the answer and its stop token only.", "Nothing to set."),
         "ignore_pad_token_for_loss": hf.off("Padding is never learnt.", "Nothing to set.", True),
         "mix_strategy": hf.off("Files are put one after the other.", "data.max_records limits rows.", "concat"),
@@ -165,7 +165,7 @@ def _rules() -> dict[str, Rule]:
         "quantization_type": hf.off("4 bits are NF4 here.", "Nothing to set.", "nf4"),
         "double_quantization": hf.off("Double quantisation is always on.", "Nothing to set.", True),
         "disable_shuffling": hf.off("Batches come in a random order by train.seed.", "Nothing to set."),
-        "early_stopping_steps": hf.off("A run ends after its epochs.", "Choose them with tunesmith run --set train.num_train_epochs=N."),
+        "early_stopping_steps": hf.off("Counts evaluations, which need train.eval_steps here.", "Set train.eval_steps and train.early_stopping_patience."),
         "trust_remote_code": hf.off("No code that comes with a model is run.", "Choose a model that transformers knows."),
         "compute_accuracy": hf.off("tunesmith evaluate tells accuracy with an interval.", "Nothing to set.", True, changes_results=False),
         "enable_thinking": hf.off("Answers are labels, written at once.", "Nothing to set.", changes_results=False),
