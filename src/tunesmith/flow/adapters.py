@@ -89,9 +89,11 @@ def train_adapters(project: Project, dataset: DatasetVersion, parts: Sequence[Pa
         DataError: no document type has enough records, or one lacks records in a split.
         And what `train` raises.
     """
-    parts = parts or plan_parts(project, dataset)  # what is wrong is told before anything is trained
-    types = child_types(project, dataset)
-    parent = train(project, dataset, next(part.plan for part in parts if part.name == "run"))
+    types = child_types(project, dataset)  # what is wrong is told before anything is trained
+    found = project.store.find(Run, run_id(project, dataset))
+    if not parts and (found is None or children_of(project, dataset, found).keys() != set(types)):
+        parts = plan_parts(project, dataset)
+    parent = train(project, dataset, next((part.plan for part in parts if part.name == "run"), None))
     records = read(project, dataset) if types else pl.DataFrame()
     for document_type in types:
         _train_child(project, dataset, records.filter(document_type=document_type), parent, document_type)
