@@ -97,7 +97,7 @@ def test_what_was_done_is_not_done_again_and_a_changed_file_is(project, evaluati
 def test_a_killed_suite_goes_on(project, evaluation, monkeypatch):
     from tunesmith.models import harness
 
-    fewer = project.changed(["evaluate.suites.limit=16", "evaluate.batch_size=1"])  # one part is sixteen requests
+    fewer = project.changed(["evaluate.suites.limit=16", "evaluate.suites.batch_size=1"])  # one part is sixteen requests
     asked, below = [], harness.HFLM.loglikelihood
 
     def counted(self, requests, disable_tqdm=False):

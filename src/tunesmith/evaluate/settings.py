@@ -104,6 +104,8 @@ class SuitesSection(Section):
     """Records of each task at most, the first ones; figures of a part do not compare with published ones."""
     num_fewshot: int | None = Field(default=None, ge=0)
     """Examples in the prompt; what the task says when empty."""
+    batch_size: int = Field(default=8, ge=1)
+    """Requests a forward pass. The harness holds the logits of all tokens of a batch at once, so that it needs more memory than `evaluate.batch_size` would."""
     apply_chat_template: bool = False
     """Ask through the model's chat template."""
 

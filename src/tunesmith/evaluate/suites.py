@@ -85,7 +85,9 @@ class Suites:
         entry = self._manager.task_index[name]
         is_own = self.folder and entry.yaml_path and entry.yaml_path.resolve().is_relative_to(self.folder.resolve())
         files = [file_sha256(file) for file in sorted(self.folder.rglob("*")) if file.is_file()] if is_own and self.folder else []
-        return content_id("ste", name, json.dumps(entry.cfg, sort_keys=True, default=str), files, self.section.model_dump(exclude={"path"}), _harness())
+        return content_id(
+            "ste", name, json.dumps(entry.cfg, sort_keys=True, default=str), files, self.section.model_dump(exclude={"path", "batch_size"}), _harness()
+        )
 
     def run(self, name: str, model: Any) -> dict[str, Any]:
         """Let a model do a task.

@@ -54,7 +54,7 @@ def run_suites(project: Project, evaluation: Evaluation, names: Sequence[str]) -
                 if not file.exists():
                     from tunesmith.models.harness import HarnessModel
 
-                    model = model or HarnessModel(project.base.path, answering, weights=weights, batch_size=project.config.evaluate.batch_size)
+                    model = model or HarnessModel(project.base.path, answering, weights=weights, batch_size=section.batch_size)
                     unfinished = file.with_suffix(".jsonl")
                     model.keep_in(unfinished, lambda at, n, what=f"{who} model, {name}": project.progress.advance(at, n, what))  # type: ignore[misc]
                     write_json(file, suites.run(name, model))
