@@ -13,4 +13,5 @@ def quiet_libraries() -> None:
     """
     warnings.filterwarnings("ignore", category=FutureWarning, module="(accelerate|peft|torch|transformers)")
     warnings.filterwarnings("ignore", message="Adapter name 'ref'", module="peft")  # TRL's name for its reference, which is inside PEFT's "prefix"
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for name in ("bitsandbytes", "lm_eval"):
+        logging.getLogger(name).setLevel(logging.ERROR)

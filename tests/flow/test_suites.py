@@ -49,7 +49,7 @@ def test_the_figures_are_those_of_the_models_that_answer(project, evaluation, do
         right = nats.argmax(axis=1) == [row["answer"] for row in ROWS]
         figures = done["office_words"][who]["rows"]["office_words"]["metrics"]
         assert figures["acc"]["value"] == pytest.approx(right.mean())
-        assert figures["acc"]["values"] == right.astype(float).tolist()
+        assert figures["acc"]["rows"] == [[float(hit), 1.0] for hit in right]
         assert figures["acc"]["stderr"] == pytest.approx(right.std(ddof=1) / np.sqrt(len(right)))
         texts = [row["text"] for row in ROWS]
         prose = own.log_probabilities([project.prompt.tokenizer.bos_token] * len(texts), texts)[:, 0]
@@ -66,7 +66,10 @@ def test_the_report_shows_them_with_intervals_and_keeps_them(project, evaluation
     assert 0 <= words["tuned"]["low"] <= words["tuned"]["value"] <= words["tuned"]["high"] <= 1
     assert words["paired"]["difference"] == pytest.approx(words["tuned"]["value"] - words["base"]["value"])
     assert rows["office_answers", "exact_match"]["tuned"]["high"] > 0  # no certainty from twenty wrong answers
-    assert rows["office_prose", "bits_per_byte"]["higher_is_better"] is False
+    prose = rows["office_prose", "bits_per_byte"]
+    assert prose["higher_is_better"] is False
+    assert prose["tuned"]["low"] < prose["tuned"]["value"] < prose["tuned"]["high"]
+    assert prose["paired"]["low"] <= prose["paired"]["difference"] == pytest.approx(prose["tuned"]["value"] - prose["base"]["value"])
     page = (project.root / evaluation.path / "report.html").read_text(encoding="utf-8")
     assert "office_words" in page
     assert "What else can it do?" in page
@@ -165,8 +168,8 @@ def test_an_encoder_has_no_suites(tmp_path):
         flow.run_suites(project, None, ["office_words"])
 
 
-def figure(value, stderr, values=None):
-    return {"value": value, "stderr": stderr, "higher_is_better": True, "values": values}
+def figure(value, stderr, values=()):
+    return {"value": value, "stderr": stderr, "higher_is_better": True, "aggregate": "mean" if values else None, "rows": [[value, 1.0] for value in values]}
 
 
 def of_task(base, tuned, name="t"):

@@ -2,10 +2,11 @@
 
 A task is one that the harness brings, or a YAML file of one's own in a folder, with data beside it: paths in it are relative to
 that folder. The harness asks and scores; its standard error becomes the interval, value plus and minus the normal quantile times
-the standard error. A share of 0 or 1 has a standard error of 0 on any number of records: it gets Wilson's interval.
+the standard error. A share of 0 or 1 has a standard error of 0 on any number of records: it gets Wilson's interval. Bits a byte and
+perplexities have none: they get the percentile bootstrap's.
 
-Where a figure is the mean of a value a record, base and tuned model are compared record by record: paired bootstrap, exact McNemar
-for hits, the permutation test else; p-values are corrected by Holm for all figures shown.
+Where a figure is a mean over records, or one of these, base and tuned model are compared record by record: paired bootstrap, exact
+McNemar for hits, the permutation test else; p-values are corrected by Holm for all figures shown.
 
 Needs the extra `suites`; the harness is imported when a task is asked for.
 """
@@ -31,13 +32,21 @@ from scipy.special import ndtri
 from tunesmith.entities import content_id
 from tunesmith.errors import BackendError, DataError, NotFoundError
 from tunesmith.evaluate.candidates import holm
-from tunesmith.evaluate.intervals import Bootstrap, Interval, mcnemar, permutation_test, wilson
-from tunesmith.evaluate.metrics import counted, mean_of_sums
+from tunesmith.evaluate.intervals import Bootstrap, Interval, OfSums, mcnemar, permutation_test, wilson
+from tunesmith.evaluate.metrics import mean_of_sums
 from tunesmith.evaluate.settings import SuitesSection
 from tunesmith.files import file_sha256
 
 _SEED = 1234
 """Of the examples in prompts: the harness's own default, so that figures compare with published ones."""
+
+
+AGGREGATES: dict[str, OfSums] = {
+    "mean": mean_of_sums,
+    "bits_per_byte": lambda sums: -sums[..., 0] / sums[..., 1] / np.log(2),
+    "perplexity": lambda sums: np.exp(-sums[..., 0] / sums[..., 1]),
+}
+"""How a figure follows from the sums of two numbers a record: a value and 1, or a log probability in nats and what it is divided by."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +107,8 @@ class Suites:
 
         Returns:
             `task`, `harness` (its version), `limit`, and per row, which is the task or a part of a group: `rows.NAME` with `n`, `num_fewshot`,
-            `version` and `metrics.METRIC` with `value`, `stderr` (None where the harness has none), `higher_is_better` and `values`, one a
-            record where the figure is their mean, else None.
+            `version` and `metrics.METRIC` with `value`, `stderr` (None where the harness has none), `higher_is_better`, and, where the figure
+            follows from sums over records, `aggregate` (a name in `AGGREGATES`) and `rows`, two numbers a record; else None and empty.
 
         Raises:
             DataError: the task's data cannot be read.
@@ -148,12 +157,13 @@ def compare_suites(done: Sequence[Mapping[str, Mapping[str, Any]]], *, level: fl
     for of_task in done:
         base, tuned = of_task["base"], of_task["tuned"]
         for name, row in tuned["rows"].items():
+            about = {key: row[key] for key in ("n", "num_fewshot", "version")} | {key: tuned[key] for key in ("task", "harness", "limit")}
+            about["is_part"] = name != tuned["task"] and tuned["task"] in tuned["rows"]
             for metric, figure in row["metrics"].items():
                 other = base["rows"][name]["metrics"][metric]
-                about = {key: row[key] for key in ("n", "num_fewshot", "version")} | {key: tuned[key] for key in ("task", "harness", "limit")}
-                both = {"base": _interval(other, row["n"], level), "tuned": _interval(figure, row["n"], level)}
-                pair = _paired(figure["values"], other["values"], level, n_samples, seed)
-                about["is_part"] = name != tuned["task"] and tuned["task"] in tuned["rows"]
+                bootstrap = Bootstrap(len(figure["rows"]), n_samples=n_samples, level=level, seed=seed) if figure["rows"] else None
+                both = {model: _interval(each, row["n"], level, bootstrap) for model, each in (("base", other), ("tuned", figure))}
+                pair = _paired(figure, other, bootstrap, n_samples, seed) if bootstrap and figure["aggregate"] == other["aggregate"] else None
                 shown.append({**about, "row": name, "metric": metric, "higher_is_better": figure["higher_is_better"], **both, "paired": pair})
     tested = [row["paired"] for row in shown if row["paired"]]
     for pair, corrected in zip(tested, holm([pair["p_value"] for pair in tested]), strict=True):
@@ -161,27 +171,30 @@ def compare_suites(done: Sequence[Mapping[str, Mapping[str, Any]]], *, level: fl
     return shown
 
 
-def _interval(figure: Mapping[str, Any], n: int, level: float) -> dict[str, float | None]:
-    value, error = figure["value"], figure["stderr"]
+def _interval(figure: Mapping[str, Any], n: int, level: float, bootstrap: Bootstrap | None) -> dict[str, float | None]:
+    value, error, rows = figure["value"], figure["stderr"], figure["rows"]
     if error is None:
-        return {"value": value, "low": None, "high": None}
+        if bootstrap is None or not rows:
+            return {"value": value, "low": None, "high": None}
+        return dict(bootstrap.interval(AGGREGATES[figure["aggregate"]], np.asarray(rows, dtype=np.float64)).to_dict())
     if error == 0 and value in (0, 1):
         return dict(wilson(round(value * n), n, level).to_dict())
     half = float(ndtri((1 + level) / 2)) * error
     low, high = value - half, value + half
-    if figure["values"] and all(0 <= each <= 1 for each in figure["values"]):
+    if rows and figure["aggregate"] == "mean" and all(0 <= each <= 1 for each, _ in rows):
         low, high = max(low, 0.0), min(high, 1.0)
     return dict(Interval(value, low, high).to_dict())
 
 
-def _paired(tuned: list[float] | None, base: list[float] | None, level: float, n_samples: int, seed: int) -> dict[str, float] | None:
-    if not tuned or not base or len(tuned) != len(base):
+def _paired(figure: Mapping[str, Any], other: Mapping[str, Any], bootstrap: Bootstrap, n_samples: int, seed: int) -> dict[str, float] | None:
+    first, second = (np.asarray(each["rows"], dtype=np.float64) for each in (figure, other))
+    if len(first) != len(second):
         return None
-    first, second = np.asarray(tuned, dtype=np.float64), np.asarray(base, dtype=np.float64)
-    found = Bootstrap(len(first), n_samples=n_samples, level=level, seed=seed).difference(mean_of_sums, counted(first), counted(second))
-    if np.isin(np.concatenate([first, second]), (0, 1)).all():
-        return replace(found, p_value=mcnemar(first, second)).to_dict()
-    return replace(found, p_value=permutation_test(mean_of_sums, counted(first), counted(second), n_samples=n_samples, seed=seed)).to_dict()
+    of_sums = AGGREGATES[figure["aggregate"]]
+    found = bootstrap.difference(of_sums, first, second)
+    if figure["aggregate"] == "mean" and np.isin(np.concatenate([first, second]), (0, 1)).all():
+        return replace(found, p_value=mcnemar(first[:, 0], second[:, 0])).to_dict()
+    return replace(found, p_value=permutation_test(of_sums, first, second, n_samples=n_samples, seed=seed)).to_dict()
 
 
 def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -192,23 +205,30 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             error = figures.get(f"{metric}_stderr,{which}")
+            aggregate, rows = _of_records(found.get("samples", {}).get(name, []), metric, which, float(value))
             metrics[metric if which == "none" else f"{metric} ({which})"] = {
                 "value": float(value),
                 "stderr": float(error) if isinstance(error, int | float) else None,
                 "higher_is_better": found["higher_is_better"].get(name, {}).get(metric),
-                "values": _values(found.get("samples", {}).get(name, []), metric, which, float(value)),
+                "aggregate": aggregate,
+                "rows": rows,
             }
         about = {"num_fewshot": found["n-shot"].get(name), "version": str(found["versions"].get(name, ""))}
         yield name, {"n": int(figures.get("sample_len", 0)), **about, "metrics": metrics}
 
 
-def _values(samples: Sequence[Mapping[str, Any]], metric: str, which: str, mean: float) -> list[float] | None:
-    """Return the value of each record where the figure is their mean."""
+def _of_records(samples: Sequence[Mapping[str, Any]], metric: str, which: str, value: float) -> tuple[str | None, list[list[float]]]:
+    """Return how the figure follows from sums over records, and what each record adds; None and nothing where it does not."""
     own = [sample.get(metric) for sample in sorted(samples, key=lambda sample: sample["doc_id"]) if sample["filter"] == which]
-    if not own or not all(isinstance(value, int | float | np.number | np.bool_) for value in own):
-        return None
-    values = [float(value) for value in own if value is not None]
-    return values if np.isclose(np.mean(values), mean, rtol=1e-9, atol=1e-12) else None
+    try:
+        rows = [[float(one), float(other)] for one, other in (each if isinstance(each, tuple | list) else (each, 1.0) for each in own)]
+    except (TypeError, ValueError):  # something else, such as what F1 is made of
+        return None, []
+    sums = np.sum(rows, axis=0) if rows else np.zeros(2)
+    with np.errstate(over="ignore"):
+        fits = (name for name, of_sums in AGGREGATES.items() if sums[1] > 0 and np.isclose(of_sums(sums), value, rtol=1e-9, atol=1e-12))
+        aggregate = next(fits, None)
+    return aggregate, rows if aggregate else []
 
 
 def _harness() -> str:

@@ -17,7 +17,7 @@ from tunesmith.project import Project, needs_extra
 SUITES_FOLDER = "suites"
 
 # Bump when the same model would reply otherwise.
-STEP_VERSION = 1
+STEP_VERSION = 2
 
 
 def run_suites(project: Project, evaluation: Evaluation, names: Sequence[str]) -> list[dict[str, Any]]:
