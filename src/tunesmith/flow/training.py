@@ -80,6 +80,7 @@ def plan_run(project: Project, records: pl.DataFrame, settings: TrainSection) ->
     from tunesmith.train.batches import encode_rows
     from tunesmith.train.plan import make_plan
 
+    _ = project.trackers  # one that cannot be reached is found now, and what it holds counts into the run's memory
     rows = task_rows(project, data_of_stages(project), encode_rows(records, project.prompt, settings)) if settings.stages else None
     like = _like(project)
     speeds, memory = [run.tokens / run.seconds for run in like], _memory_ratios(project, like)
