@@ -122,6 +122,13 @@ def test_a_model_without_kernels_is_refused(liger, with_gpu, unused, tmp_path):
         kernels.refuse_missing_liger(tmp_path)
 
 
+def test_a_liger_for_another_transformers_is_told(liger, with_gpu, monkeypatch, unused):
+    """As liger-kernel 0.6 beside transformers 5: it asks for a class that is gone."""
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", ModuleType("liger_kernel.transformers.monkey_patch"))
+    with pytest.raises(BackendError, match=r"fits the transformers that is installed. Received: cannot import name"):
+        kernels.refuse_missing_liger(unused / "base")
+
+
 def test_a_key_that_came_later_leaves_ids_as_they_were_while_it_is_off():
     from tunesmith.flow.training import what_is_learnt
     from tunesmith.train.settings import TrainSection

@@ -24,6 +24,7 @@ from tunesmith.models.settings import ModelSection
 
 _FLASH, _LIGER = "model.attn_implementation: flash_attention_2", "train.use_liger_kernel"
 _PACKAGES = {_FLASH: ("flash_attn", "pip install flash-attn --no-build-isolation"), _LIGER: ("liger_kernel", "pip install liger-kernel")}
+_NEWER = "pip install --upgrade liger-kernel; or set train.use_liger_kernel: false."
 _TAKEN = ("rms_norm", "swiglu", "geglu")
 _OFF = {_FLASH: "set model.attn_implementation: auto", _LIGER: "set train.use_liger_kernel: false"}
 
@@ -63,7 +64,7 @@ def refuse_missing_liger(base: Path | None = None) -> None:
 
     Raises:
         ConfigError: there is no GPU, or Liger has no kernels for the model.
-        BackendError: the package is not installed.
+        BackendError: the package is not installed, or is one for another transformers.
     """
     _refuse_missing(_LIGER)
     model_type = json.loads((base / "config.json").read_text(encoding="utf-8"))["model_type"] if base else None
@@ -89,8 +90,10 @@ def fuse(model: Any) -> None:
 
 
 def _liger_models() -> dict[str, Any]:
-    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
-
+    try:
+        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+    except ImportError as error:  # of another transformers: its table names every model that it has kernels for
+        raise BackendError(f"{_LIGER} needs a liger-kernel that fits the transformers that is installed. Received: {error}.", hint=_NEWER) from error
     return dict(MODEL_TYPE_TO_APPLY_LIGER_FN)
 
 
