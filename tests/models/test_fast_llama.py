@@ -62,7 +62,7 @@ def assert_same_pass(model, prefix, prompts, answers, *, forward=FastLlama):
     largest = max((gradient.norm() for gradient in expected.values()), default=0)
     for name, gradient in gradients(loss, model).items():
         # A gradient that is 0 in exact arithmetic (of a query whose keys are all alike) is rounding in both, also where all of them are.
-        assert (gradient - expected[name]).norm() <= 1e-4 * expected[name].norm() + 1e-7 * largest + 1e-6, name
+        assert (gradient - expected[name]).norm() <= 1e-4 * expected[name].norm() + 1e-7 * largest + 5e-6, name
 
 
 rows_of = st.integers(1, 4).flatmap(
