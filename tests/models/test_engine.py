@@ -116,7 +116,7 @@ def test_auto_forward_is_fast_where_it_is_exact(base, tmp_path, monkeypatch):
 
 
 def test_the_fast_pass_is_refused_with_dropout(base):
-    with pytest.raises(ConfigError, match=r"without dropout and magnitudes\. Received: llama on the CPU"):
+    with pytest.raises(ConfigError, match=r"without dropout and magnitudes, and its own attention\. Received: llama on the CPU"):
         resolve(section(base), base, fits_fast_pass=False)
 
 
