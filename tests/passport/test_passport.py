@@ -28,11 +28,11 @@ EXPECTED = {
         "renamed": {
             "base_model", "revision_of_model", "datasets[2].type.field_instruction", "datasets[2].type.field_output", "datasets[2].type.system_prompt",
             "val_set_size", "adapter", "sequence_len", "lora_target_linear", "peft_use_rslora", "micro_batch_size", "num_epochs", "lr_scheduler", "bf16",
-            "flash_attention",
+            "flash_attention", "sample_packing",
         },
         "defaulted": {"excess_length_strategy", "group_by_length"},
         "not_supported": {
-            "datasets[1].path", "datasets[1].split", "datasets[2].type.format", "dataset_prepared_path", "output_dir", "sample_packing", "pad_to_sequence_len",
+            "datasets[1].path", "datasets[1].split", "datasets[2].type.format", "dataset_prepared_path", "output_dir", "pad_to_sequence_len",
             "optimizer", "gradient_checkpointing", "warmup_steps", "evals_per_epoch", "saves_per_epoch", "special_tokens",
             "learnig_rate_scale",
         },
@@ -41,30 +41,31 @@ EXPECTED = {
         "kept": {
             "model_name_or_path", "stage", "do_train", "use_dora", "pissa_init", "packing", "logging_steps", "save_steps", "report_to",
             "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "num_train_epochs", "lr_scheduler_type", "warmup_ratio",
-            "resume_from_checkpoint",
+            "resume_from_checkpoint", "eval_strategy", "eval_steps",
         },
         "renamed": {
             "finetuning_type", "lora_rank", "lora_target", "quantization_bit", "dataset", "dataset: complaints", "cutoff_len", "max_samples", "bf16",
             "val_size", "per_device_eval_batch_size",
         },
-        "defaulted": {"cutoff_len: longer rows", "lora_alpha", "mask_history", "train_sampling_strategy"},
+        "defaulted": {"cutoff_len: longer rows", "lora_alpha", "mask_history", "train_sampling_strategy", "load_best_model_at_end"},
         "not_supported": {
             "trust_remote_code", "hf_hub_token", "dataset", "template", "overwrite_cache", "preprocessing_num_workers", "dataloader_num_workers", "output_dir",
-            "plot_loss", "overwrite_output_dir", "ddp_timeout", "eval_strategy", "eval_steps",
+            "plot_loss", "overwrite_output_dir", "ddp_timeout",
         },
     },
     "trl": {
         "kept": {
             "model_name_or_path", "dtype", "load_in_4bit", "lora_r", "learning_rate", "max_steps", "per_device_train_batch_size",
             "gradient_accumulation_steps", "lr_scheduler_type", "max_grad_norm", "logging_steps", "push_to_hub", "report_to", "attn_implementation",
+            "packing", "eval_strategy", "eval_steps",
         },
         "renamed": {"use_peft", "dataset_name", "dataset_text_field", "warmup_steps"},
         "defaulted": {
             "lora_dropout", "lora_target_modules", "test_split_size", "max_length", "truncation_mode", "assistant_only_loss", "bf16", "train_sampling_strategy",
+            "load_best_model_at_end",
         },
         "not_supported": {
-            "model_revision", "packing", "num_train_epochs", "gradient_checkpointing", "optim", "save_steps", "eval_strategy",
-            "eval_steps", "neftune_noise_alpha", "hub_model_id", "output_dir",
+            "model_revision", "num_train_epochs", "gradient_checkpointing", "optim", "save_steps", "neftune_noise_alpha", "hub_model_id", "output_dir",
         },
     },
 }  # fmt: skip
@@ -75,13 +76,14 @@ WRITTEN = {
         "model": {
             "model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct",
             "model_revision": "12fd25f77366fa6b3b4b768ec3050bf629380bac",
-            "attn_implementation": "flash_attention_2",
+            "attn_implementation": "sdpa",
             "dtype": "auto",
         },
         "train": {
             "strategy": "lora", "max_length": 2048, "excess_length_strategy": "drop", "lora_r": 32, "lora_alpha": 16, "lora_dropout": 0.05,
             "lora_target_modules": "all-linear", "use_rslora": True, "learning_rate": 2e-4, "lr_scheduler_type": "cosine", "weight_decay": 0.0,
-            "num_train_epochs": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "group_by_length": False, "logging_steps": 1,
+            "num_train_epochs": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "group_by_length": False, "packing": True,
+            "logging_steps": 1,
         },
     },
     "llamafactory": {
@@ -90,15 +92,16 @@ WRITTEN = {
             "strategy": "qlora", "max_length": 1024, "excess_length_strategy": "truncate", "lora_r": 8, "lora_alpha": 16, "use_dora": False,
             "lora_target_modules": ["q_proj", "v_proj"], "learning_rate": 1e-4, "lr_scheduler_type": "cosine", "warmup_ratio": 0.1, "num_train_epochs": 3,
             "per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "group_by_length": False, "save_steps": 500, "logging_steps": 10,
-            "report_to": [],
+            "eval_steps": 500, "load_best_model_at_end": False, "report_to": [],
         },
     },
     "trl": {
-        "model": {"model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct", "attn_implementation": "flash_attention_2", "dtype": "bfloat16"},
+        "model": {"model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct", "attn_implementation": "sdpa", "dtype": "bfloat16"},
         "train": {
             "strategy": "lora", "max_length": 1024, "excess_length_strategy": "truncate", "lora_r": 16, "lora_dropout": 0.05,
             "lora_target_modules": ["q_proj", "v_proj"], "learning_rate": 2e-4, "lr_scheduler_type": "constant", "warmup_ratio": 0.0, "max_grad_norm": 1e9,
-            "max_steps": 200, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 8, "group_by_length": False, "logging_steps": 25,
+            "max_steps": 200, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 8, "group_by_length": False, "packing": True,
+            "logging_steps": 25, "eval_steps": 100, "load_best_model_at_end": False,
             "report_to": ["wandb", "mlflow"],
         },
     },
@@ -289,6 +292,131 @@ def test_trl(translate, text, key, status, ours):
         assert values.items() <= written(passport)[section].items()
 
 
+# Evaluations, the best step, early stopping and packs: the head of a file of each peer, and what stands after it.
+
+LORA = {
+    "axolotl": "base_model: a\nadapter: lora\nval_set_size: 0.1\n",
+    "llamafactory": "stage: sft\nfinetuning_type: lora\nval_size: 0.1\n",
+    "trl": "use_peft: true\n",
+}
+WATCHED = {
+    "axolotl": LORA["axolotl"] + "eval_steps: 50\n",
+    "llamafactory": LORA["llamafactory"] + "eval_strategy: steps\neval_steps: 50\n",
+    "trl": LORA["trl"] + "eval_strategy: steps\neval_steps: 50\n",
+}
+EVALUATING = ("eval_steps", "load_best_model_at_end", "metric_for_best_model", "early_stopping_patience")
+
+
+@pytest.mark.parametrize(
+    ("peer", "text", "expected", "ours"),
+    [
+        # What is only watched does not change the result, and there the last step is the result.
+        *((peer, "", {"eval_steps": "kept", "load_best_model_at_end": "defaulted"}, {"eval_steps": 50, "load_best_model_at_end": False}) for peer in NAMES),
+        *((peer, "load_best_model_at_end: true\n", {"load_best_model_at_end": "kept"}, {"eval_steps": 50, "load_best_model_at_end": True}) for peer in NAMES),
+        *(
+            (
+                peer,
+                "load_best_model_at_end: true\nmetric_for_best_model: eval_loss\ngreater_is_better: false\n",
+                {"metric_for_best_model": "kept", "greater_is_better": "kept"},
+                {"eval_steps": 50, "load_best_model_at_end": True, "metric_for_best_model": "loss"},
+            )
+            for peer in NAMES
+        ),
+        *(
+            (
+                peer,
+                "load_best_model_at_end: true\nmetric_for_best_model: eval_accuracy\ngreater_is_better: false\n",
+                {"metric_for_best_model": "kept", "greater_is_better": "not_supported"},
+                {"eval_steps": 50, "load_best_model_at_end": True, "metric_for_best_model": "accuracy"},
+            )
+            for peer in NAMES
+        ),
+        ("trl", "metric_for_best_model: eval_rouge\n", {"metric_for_best_model": "not_supported"}, {"eval_steps": 50, "load_best_model_at_end": False}),
+        # Axolotl takes the best step by itself where each save is an evaluation too, which is the default here.
+        ("axolotl", "save_steps: 100\n", {"load_best_model_at_end": None}, {"eval_steps": 50}),
+        ("axolotl", "save_steps: 75\n", {"load_best_model_at_end": "defaulted"}, {"eval_steps": 50, "load_best_model_at_end": False}),
+        (
+            "axolotl",
+            "early_stopping_patience: 3\nsave_steps: 50\n",
+            {"early_stopping_patience": "kept"},
+            {"eval_steps": 50, "early_stopping_patience": 3},
+        ),
+        (
+            "llamafactory",
+            "early_stopping_steps: 4\nload_best_model_at_end: true\n",
+            {"early_stopping_steps": "renamed"},
+            {"eval_steps": 50, "load_best_model_at_end": True, "early_stopping_patience": 4},
+        ),
+        ("llamafactory", "early_stopping_steps: 0\n", {"early_stopping_steps": "not_supported"}, {"eval_steps": 50, "load_best_model_at_end": False}),
+        ("trl", "early_stopping_patience: 3\n", {"early_stopping_patience": "not_supported"}, {"eval_steps": 50, "load_best_model_at_end": False}),
+    ],
+)
+def test_evaluations_decide_as_they_do_there(translate, peer, text, expected, ours):
+    passport = translate(WATCHED[peer] + text, peer)
+    assert {key: next((found.status for found in passport.entries if found.key == key), None) for key in expected} == expected
+    assert {key: value for key, value in written(passport)["train"].items() if key in EVALUATING} == ours
+    decides = ours.get("load_best_model_at_end") is not False or any("early_stopping" in key for key in expected)
+    assert entry(passport, "eval_steps").changes_results == decides
+
+
+@pytest.mark.parametrize(
+    ("peer", "text", "expected", "ours"),
+    [
+        ("trl", "eval_steps: 50\n", {"eval_steps": "kept"}, None),  # eval_strategy is no by default
+        ("trl", "eval_strategy: no\neval_steps: 50\n", {"eval_strategy": "kept"}, None),
+        ("trl", "eval_strategy: steps\n", {"eval_strategy": "renamed"}, 10),
+        ("llamafactory", "eval_strategy: steps\n", {"eval_strategy": "renamed"}, 500),
+        ("llamafactory", "evaluation_strategy: steps\nlogging_steps: 20\n", {"evaluation_strategy": "renamed"}, 20),
+        ("llamafactory", "eval_strategy: epoch\n", {"eval_strategy": "not_supported"}, None),
+        ("trl", "eval_strategy: steps\neval_steps: 0.1\nmax_steps: 205\n", {"eval_steps": "kept"}, 21),
+        ("trl", "eval_strategy: steps\neval_steps: 0.1\n", {"eval_steps": "not_supported"}, None),
+        ("trl", "eval_strategy: steps\neval_steps: often\n", {"eval_steps": "not_supported"}, 10),
+        ("axolotl", "eval_strategy: epoch\n", {"eval_strategy": "not_supported"}, None),
+        ("axolotl", "evals_per_epoch: 4\nnum_epochs: 2\n", {"evals_per_epoch": "not_supported"}, None),
+        ("axolotl", "evals_per_epoch: 4\nnum_epochs: 2\nmax_steps: 100\n", {"evals_per_epoch": "renamed"}, 13),
+        ("axolotl", "evals_per_epoch: 1\nmax_steps: 100\n", {"evals_per_epoch": "kept"}, None),
+        ("axolotl", "val_set_size: 0\neval_steps: 50\n", {"eval_steps": "kept"}, None),
+    ],
+)
+def test_how_often_is_evaluated(translate, peer, text, expected, ours):
+    head = LORA[peer].replace("val_set_size: 0.1\n", "") if "val_set_size" in text else LORA[peer]
+    passport = translate(head + text, peer)
+    assert {key: entry(passport, key).status for key in expected} == expected
+    assert written(passport)["train"].get("eval_steps") == ours
+
+
+@pytest.mark.parametrize("peer", NAMES)
+def test_what_counts_on_evaluations_is_told_where_there_are_none(translate, peer):
+    patience = {"axolotl": "early_stopping_patience: 3\n", "llamafactory": "early_stopping_steps: 3\n", "trl": ""}[peer]
+    passport = translate(LORA[peer] + "load_best_model_at_end: true\nmetric_for_best_model: accuracy\n" + patience, peer)
+    for key in ("load_best_model_at_end", "metric_for_best_model", *(name.partition(":")[0] for name in patience.splitlines())):
+        assert entry(passport, key).status == "not_supported"
+        assert "train.eval_steps" in entry(passport, key).note
+    assert not written(passport)["train"].keys() & set(EVALUATING)
+    passport = translate(LORA[peer] + "load_best_model_at_end: false\n", peer)
+    assert entry(passport, "load_best_model_at_end").status == "kept"
+
+
+@pytest.mark.parametrize(("peer", "key"), [("axolotl", "sample_packing"), ("llamafactory", "packing"), ("trl", "packing")])
+def test_packs_are_written_with_an_attention_that_keeps_them_apart(translate, peer, key):
+    flash = {"axolotl": "flash_attention: true\n", "llamafactory": "flash_attn: fa2\n", "trl": "attn_implementation: flash_attention_2\n"}[peer]
+    passport = translate(LORA[peer] + f"{key}: true\n{flash}", peer)
+    assert entry(passport, key).status == ("renamed" if peer == "axolotl" else "kept")
+    assert entry(passport, key).changes_results  # a pack is one row of the batch there
+    assert written(passport)["train"]["packing"] is True
+    assert written(passport)["model"]["attn_implementation"] == "sdpa"
+    passport = translate(LORA[peer] + f"{key}: false\n{flash}", peer)
+    assert "packing" not in written(passport)["train"]
+    assert written(passport)["model"]["attn_implementation"] == "flash_attention_2"
+
+
+def test_packs_of_llamafactory_whose_records_see_each_other(translate):
+    seen = "There a record sees those before it in its pack."
+    assert seen in entry(translate(LORA["llamafactory"] + "packing: true\n"), "packing").note
+    assert seen not in entry(translate(LORA["llamafactory"] + "packing: true\nneat_packing: true\n"), "packing").note
+    assert written(translate(LORA["llamafactory"] + "neat_packing: true\n"))["train"]["packing"] is True  # which switches packing on
+
+
 def test_files_that_are_held_out_get_no_share_of_train(translate):
     passport = translate("base_model: a\ndatasets:\n  - path: a.jsonl\n    type: alpaca\ntest_datasets:\n  - path: b.jsonl\n    type: alpaca\n", "axolotl")
     teaching, measuring = written(passport)["data"]["sources"]
@@ -405,7 +533,7 @@ def test_the_command_writes_the_file_and_says_what_is_left(cli, tmp_path):
     out = tmp_path / "tunesmith.yaml"
     result = cli("config", "import", FILES / "trl.yaml", "--out", out)
     assert result.code == 0, result.err
-    for words in ("TRL 1.16.0: 14 kept, 4 renamed, 8 defaulted there, 11 not supported.", "Left to fill in:", "task.labels", "max_length", "defaulted"):
+    for words in ("TRL 1.16.0: 17 kept, 4 renamed, 9 defaulted there, 8 not supported.", "Left to fill in:", "task.labels", "max_length", "defaulted"):
         assert words in result.out
     assert result.out.splitlines()[-1] == f"Next: fill in the lines above, then: tunesmith config check -C {out}"
     assert cli("config", "import", FILES / "trl.yaml", "--out", out).code == 2

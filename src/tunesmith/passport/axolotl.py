@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from tunesmith.passport import hugging_face as hf
+from tunesmith.passport.evaluations import by_strategy, tell_evaluations
 from tunesmith.passport.sheet import HOLDS, Peer, Rule, Sheet, boolean, is_on, number, whole
 
 _BUILDERS = ("json", "csv", "parquet", "text", "arrow")
@@ -29,8 +30,10 @@ _COLUMNS = {
 
 def _look(sheet: Sheet) -> None:
     _tell_strategy(sheet)
+    hf.tell_packing(sheet, "sample_packing")
     _tell_kernels(sheet)
     _tell_data(sheet)
+    _tell_evaluations(sheet)
     hf.tell_revision(sheet, "revision_of_model" if sheet.has("revision_of_model") else "model_revision")
     hf.tell_optimizer(sheet, "optimizer")
     hf.tell_scheduler(sheet, "lr_scheduler", "cosine")
@@ -80,11 +83,11 @@ def _tell_kernels(sheet: Sheet) -> None:
     """Say what becomes of fused kernels: the attention is one key here, and so is Liger."""
     named = sheet.take("attn_implementation")
     if named is not None:
-        sheet.write("attn_implementation", "model.attn_implementation", named, hf.ATTENTION.note, changes_results=False)
+        hf.write_attention(sheet, "attn_implementation", named)
     for key, ours in _ATTENTIONS.items():
         value = sheet.take(key)
         if is_on(value) and "model.attn_implementation" not in sheet.draft:
-            sheet.write(key, "model.attn_implementation", ours, hf.ATTENTION.note, given=value, changes_results=False)
+            hf.write_attention(sheet, key, ours, given=value)
         elif value is not None:
             sheet.tell(key, "kept", "Another key names the attention." if is_on(value) else HOLDS, changes_results=False)
     for key in _LIGERS:
@@ -98,6 +101,43 @@ def _tell_kernels(sheet: Sheet) -> None:
         known = isinstance(plugins, list) and all(str(each).endswith("LigerPlugin") for each in plugins)
         note = "Its own keys say what is used." if known else "Plug-ins of other programs are not loaded."
         sheet.tell("plugins", "kept" if known else "not_supported", note, changes_results=not known)
+
+
+def _tell_evaluations(sheet: Sheet) -> None:
+    """Say what becomes of evaluations: `eval_steps` and `evals_per_epoch` need no `eval_strategy` there, but rows that are held out.
+
+    The best step is the result there without being asked for, where saves and evaluations are counted and a save is always an evaluation too.
+    """
+    key = "eval_steps" if sheet.has("eval_steps") or not sheet.has("evals_per_epoch") else "evals_per_epoch"
+    every, save = (_amount(sheet, f"{kind}_steps") or _share(sheet, f"{kind}s_per_epoch") for kind in ("eval", "save"))
+    held_out = _amount(sheet, "val_set_size") > 0 or sheet.has("test_datasets")
+    if not held_out or (key == "evals_per_epoch" and every >= 1):
+        for idle in ("eval_steps", "evals_per_epoch", "eval_strategy"):
+            if sheet.take(idle) is not None:
+                why = "Once in all is not done" if held_out else "Nothing is held out"
+                sheet.tell(idle, "kept", f"{why} there, so nothing is evaluated; nothing is written.", changes_results=False)
+        tell_evaluations(sheet, key, None)
+    elif sheet.has(key):
+        if sheet.take("eval_strategy") is not None:
+            sheet.tell("eval_strategy", "kept", "Part of train.eval_steps.", ours="train.eval_steps", changes_results=False)
+        given = sheet.take_number(key)
+        tell_evaluations(sheet, key, every if given else None, best=every > 0 and save > 0 and save % every == 0)
+    else:
+        tell_evaluations(sheet, *by_strategy(sheet, None))
+
+
+def _amount(sheet: Sheet, key: str) -> float:
+    """Return the number that a key holds, and 0 for none."""
+    try:
+        return float(number(sheet.values.get(key)))
+    except ValueError:
+        return 0.0
+
+
+def _share(sheet: Sheet, key: str) -> float:
+    """Return what share of all steps lies between two of so many in an epoch."""
+    in_all = _amount(sheet, key) * (_amount(sheet, "num_epochs") or 1.0)
+    return 1 / in_all if in_all else 0.0
 
 
 def _tell_data(sheet: Sheet) -> None:
@@ -196,10 +236,6 @@ def _rules() -> dict[str, Rule]:
         "mlflow_experiment_name": hf.off("The experiment is called as the project.", "project: in tunesmith.yaml.", changes_results=False),
         "mlflow_tracking_uri": hf.off("MLflow's own variable is read.", "export MLFLOW_TRACKING_URI.", changes_results=False),
         "batch_size": hf.off("The batch is per_device_train_batch_size times gradient_accumulation_steps.", "Set those two."),
-        "sample_packing": hf.off(
-            "A pack counts as one row there; here train.packing packs the records of one batch, which stays what it is without.",
-            "Raise train.per_device_train_batch_size by the records a pack held; train.packing then leaves less padding.",
-        ),
         "chat_template": hf.off("The base model's own chat template is used.", "tunesmith plan says whether it round-trips.", "tokenizer_default"),
         "chat_template_jinja": hf.off("The base model's own chat template is used.", "tunesmith plan says whether it round-trips."),
         "special_tokens": hf.off("The tokenizer's own special tokens are used.", "tunesmith plan says whether the stop token is trained.", {}),
@@ -213,7 +249,6 @@ def _rules() -> dict[str, Rule]:
         "peft_layers_to_transform": hf.off("Layers are counted from the last.", "train.lora_layers: how many of them."),
         "unfrozen_parameters": hf.off("Freezing weights is not a strategy here.", "train.lora_layers adapts the last layers only.", []),
         "cosine_min_lr_ratio": hf.off("The cosine ends at 0.", "train.lr_scheduler_type: constant, or fewer epochs.", 0, 0.0),
-        "early_stopping_patience": hf.off("Counts evaluations, which need train.eval_steps here.", "Set train.eval_steps and train.early_stopping_patience."),
         "saves_per_epoch": hf.off("Checkpoints are counted in steps.", "train.save_steps; tunesmith plan tells the steps.", changes_results=False),
         "trust_remote_code": hf.off("No code that comes with a model is run.", "Choose a model that transformers knows."),
         "rl": hf.off("Preference tuning goes on from a supervised run.", "tunesmith run, then tunesmith prefer; tunesmith config explain prefer."),

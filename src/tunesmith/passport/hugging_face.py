@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from tunesmith.data.read import ROW_SUFFIXES
-from tunesmith.passport.sheet import HOLDS, Rule, Sheet, boolean, is_on, names, number, whole
+from tunesmith.passport.sheet import HOLDS, Convert, Rule, Sheet, boolean, is_on, names, number, whole
 
 _ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused", "adamw_anyprecision")
 _SCHEDULERS = ("cosine", "linear", "constant")
@@ -21,13 +21,44 @@ HELD_OUT = 0.1
 """Share of the data for each of calibration and test where the foreign file knows none: tunesmith.yaml's own default."""
 
 
-ATTENTION = Rule("model.attn_implementation", str, note="Takes the plain pass; FlashAttention needs a GPU here too.", changes_results=False)
+_ATTENTION = "Takes the plain pass; FlashAttention needs a GPU here too."
+_PACKS = "train.packing keeps records apart by a mask, which FlashAttention does not take."
 LIGER = Rule("train.use_liger_kernel", boolean, note="RMSNorm and the gated MLP here; the loss is made in parts anyway.", changes_results=False)
 
 
 def off(why: str, instead: str, *neutral: Any, changes_results: bool = True) -> Rule:
     """Make the rule of a key that Tunesmith has not; the `neutral` values say what holds here anyway."""
     return Rule(neutral=(None, False, *neutral), note=why, instead=instead, changes_results=changes_results)
+
+
+def write_attention(sheet: Sheet, key: str, name: Any, **given: Any) -> None:
+    """Write the attention, by transformers' name of it; beside packs one that keeps their records apart."""
+    packs = name == "flash_attention_2" and sheet.draft.get("train.packing")
+    ours, note = ("sdpa", _PACKS) if packs else (name, _ATTENTION)
+    sheet.write(key, "model.attn_implementation", ours, note, changes_results=False, **given)
+
+
+def tell_attention(sheet: Sheet, key: str, convert: Convert) -> None:
+    """Say what becomes of the attention."""
+    value = sheet.take(key)
+    try:
+        if value is not None:
+            write_attention(sheet, key, convert(value))
+    except ValueError as error:
+        sheet.tell(key, "not_supported", str(error), ours="model.attn_implementation", changes_results=False)
+
+
+def tell_packing(sheet: Sheet, key: str, note: str = "") -> None:
+    """Say what becomes of packing. A pack counts as one row of the batch there; here a batch is what it is without packs."""
+    value = sheet.take(key)
+    try:
+        if value is not None and boolean(value):
+            more = f"A pack counts as one row there: raise train.per_device_train_batch_size by the records it held. Takes the plain pass. {note}"
+            sheet.write(key, "train.packing", True, more, given=value)
+        elif value is not None:
+            sheet.tell(key, "kept", HOLDS, changes_results=False)
+    except ValueError as error:
+        sheet.tell(key, "not_supported", str(error), ours="train.packing")
 
 
 def tell_optimizer(sheet: Sheet, key: str) -> None:
@@ -257,9 +288,6 @@ def common_rules(*, learning_rate: float) -> dict[str, Rule]:
         "adam_epsilon": off("AdamW's epsilon is 1e-8 here.", "Nothing to set.", 1e-8, "1e-8"),
         "label_smoothing_factor": off("The loss is the plain cross-entropy of the answer.", "Calibration makes confidences honest afterwards.", 0.0, 0),
         "neftune_noise_alpha": off("No noise is added to embeddings.", "Try train.lora_dropout against overfitting.", 0, 0.0),
-        "load_best_model_at_end": off("Needs train.eval_steps here.", "Set train.eval_steps; tunesmith config explain train."),
-        "metric_for_best_model": off("Needs train.eval_steps here.", "Set train.eval_steps; tunesmith config explain train."),
-        "greater_is_better": off("The last step is kept.", "Nothing to set.", True, changes_results=False),
         "auto_find_batch_size": off("The plan predicts the memory before anything runs.", "Set train.max_memory_gb and read tunesmith plan."),
         "dataloader_drop_last": off("Every row is trained on.", "Nothing to set."),
         "full_determinism": off("Runs are deterministic here.", "Nothing to set.", True, changes_results=False),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.passport import hugging_face as hf
+from tunesmith.passport.evaluations import by_strategy, tell_evaluations
 from tunesmith.passport.sheet import HOLDS, Peer, Rule, Sheet, boolean, is_on, names, number, whole
 
 _INFO_FILE = "dataset_info.json"
@@ -26,7 +27,10 @@ def _look(sheet: Sheet) -> None:
     if stage is not None:
         sheet.tell("stage", "kept" if stage == "sft" else "not_supported", "" if stage == "sft" else _OTHER_STAGES)
     _tell_strategy(sheet)
+    _tell_packing(sheet)
+    hf.tell_attention(sheet, "flash_attn", _attention)
     _tell_data(sheet)
+    tell_evaluations(sheet, *by_strategy(sheet, 500))
     hf.tell_revision(sheet, "model_revision")
     hf.tell_optimizer(sheet, "optim")
     hf.tell_scheduler(sheet, "lr_scheduler_type", "linear")
@@ -67,6 +71,16 @@ def _tell_strategy(sheet: Sheet) -> None:
         sheet.write("pissa_init", "train.init_lora_weights", "pissa")
     elif "pissa_init" in sheet.values:
         sheet.tell("pissa_init", "kept", HOLDS, changes_results=False)
+
+
+def _tell_packing(sheet: Sheet) -> None:
+    """Say what becomes of packs: without neat_packing, which switches packing on, their records see each other there."""
+    neat = sheet.take("neat_packing")
+    hf.tell_packing(sheet, "packing", "" if is_on(neat) else "There a record sees those before it in its pack.")
+    if is_on(neat) and not is_on(sheet.values.get("packing")):
+        hf.tell_packing(sheet, "neat_packing")
+    elif neat is not None:
+        sheet.tell("neat_packing", "kept", "No record of a pack sees another here.", changes_results=False)
 
 
 def _tell_data(sheet: Sheet) -> None:
@@ -139,18 +153,12 @@ def _rules() -> dict[str, Rule]:
         "default_system": Rule("task.instruction", str, note="What the model is told in every prompt."),
         "lora_target": Rule("train.lora_target_modules", hf.targets, default="all"),
         "lora_dropout": Rule("train.lora_dropout", number),
-        "flash_attn": Rule("model.attn_implementation", _attention, note=hf.ATTENTION.note, changes_results=False),
         "enable_liger_kernel": hf.LIGER,
         "use_liger_kernel": hf.LIGER,
         "use_dora": Rule("train.use_dora", boolean),
         "use_rslora": Rule("train.use_rslora", boolean),
         "loraplus_lr_ratio": Rule("train.loraplus_lr_ratio", number),
         "template": hf.off("The base model's own chat template is used.", "tunesmith plan says whether it round-trips."),
-        "packing": hf.off(
-            "A pack counts as one row there; here train.packing packs the records of one batch, which stays what it is without.",
-            "Raise train.per_device_train_batch_size by the records a pack held; train.packing then leaves less padding.",
-        ),
-        "neat_packing": hf.off("No record of a pack sees another here.", "See packing."),
         "train_on_prompt": hf.off("The loss is taken at the answer and its stop token only.", "Nothing to set."),
         "ignore_pad_token_for_loss": hf.off("Padding is never learnt.", "Nothing to set.", True),
         "mix_strategy": hf.off("Files are put one after the other.", "data.max_records limits rows.", "concat"),
@@ -165,7 +173,6 @@ def _rules() -> dict[str, Rule]:
         "quantization_type": hf.off("4 bits are NF4 here.", "Nothing to set.", "nf4"),
         "double_quantization": hf.off("Double quantisation is always on.", "Nothing to set.", True),
         "disable_shuffling": hf.off("Batches come in a random order by train.seed.", "Nothing to set."),
-        "early_stopping_steps": hf.off("Counts evaluations, which need train.eval_steps here.", "Set train.eval_steps and train.early_stopping_patience."),
         "trust_remote_code": hf.off("No code that comes with a model is run.", "Choose a model that transformers knows."),
         "compute_accuracy": hf.off("tunesmith evaluate tells accuracy with an interval.", "Nothing to set.", True, changes_results=False),
         "enable_thinking": hf.off("Answers are labels, written at once.", "Nothing to set.", changes_results=False),

@@ -197,7 +197,7 @@ class Sheet:
         """
         if default and (ours in self.draft or value == default_of(ours, self.draft)):
             return True
-        refused = refusal(ours, value)
+        refused = refusal(ours, value, self.draft)
         if refused:
             self.tell(key, "not_supported", f"{refused} {note}", ours=ours, value=given, changes_results=changes_results)
             return False
@@ -276,8 +276,8 @@ def _without_secrets(value: Any, key: str) -> Any:
     return re.sub(r"//[^/@\s]+@", "//***@", value) if isinstance(value, str) else value
 
 
-def refusal(ours: str, value: Any) -> str:
-    """Say why our schema refuses a value, or nothing where it takes it."""
+def refusal(ours: str, value: Any, draft: Mapping[str, Any]) -> str:
+    """Say why our schema refuses a value beside what the draft holds, or nothing where it takes it."""
     found = field_of(ours)
     if found is None:
         return "Tunesmith has no such setting."
@@ -285,7 +285,7 @@ def refusal(ours: str, value: Any) -> str:
         kind: Any = found.annotation
         TypeAdapter(Annotated[kind, *found.metadata] if found.metadata else kind).validate_python(value)
         if ours.startswith("train."):  # rules of the section, such as the names of strategies
-            TrainSection.model_validate({_last(ours): value})
+            TrainSection.model_validate({_last(key): held for key, held in draft.items() if key.startswith("train.")} | {_last(ours): value})
     except ValidationError as error:
         message = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
         return f"Tunesmith's {ours}: {message[0].lower() + message[1:]}."
@@ -333,7 +333,7 @@ def number(value: Any) -> float:
 def whole(value: Any) -> int:
     """Return a whole number; 3.0 is one."""
     found = number(value)
-    if found != int(found):
+    if isinstance(found, float) and not found.is_integer():
         raise ValueError("Must be a whole number here.")
     return int(found)
 

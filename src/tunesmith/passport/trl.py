@@ -12,12 +12,16 @@ from __future__ import annotations
 from typing import Any
 
 from tunesmith.passport import hugging_face as hf
+from tunesmith.passport.evaluations import by_strategy, tell_evaluations
 from tunesmith.passport.sheet import HOLDS, Peer, Rule, Sheet, boolean, is_on, number, whole
 
 
 def _look(sheet: Sheet) -> None:
     _tell_strategy(sheet)
+    hf.tell_packing(sheet, "packing")
+    hf.tell_attention(sheet, "attn_implementation", str)
     _tell_data(sheet)
+    tell_evaluations(sheet, *by_strategy(sheet, 10))
     _tell_length(sheet)
     _tell_loss(sheet)
     hf.tell_revision(sheet, "model_revision")
@@ -131,7 +135,6 @@ def _tell_loss(sheet: Sheet) -> None:
 def _rules() -> dict[str, Rule]:
     return hf.common_rules(learning_rate=2e-5) | {
         "model_name_or_path": Rule("model.model_name_or_path", str),
-        "attn_implementation": hf.ATTENTION,
         "use_liger_kernel": hf.LIGER,
         "use_liger": hf.LIGER,
         "use_dora": Rule("train.use_dora", boolean),
@@ -139,10 +142,6 @@ def _rules() -> dict[str, Rule]:
         "load_in_8bit": hf.off("No 8-bit base.", "train.strategy: qlora has 4 bits, lora 16 or 32."),
         "bnb_4bit_quant_type": hf.off("4 bits are NF4 here.", "Nothing to set.", "nf4"),
         "bnb_4bit_quant_storage": hf.off("Sharding is not here.", "Nothing to set.", changes_results=False),
-        "packing": hf.off(
-            "A pack counts as one row there; here train.packing packs the records of one batch, which stays what it is without.",
-            "Raise train.per_device_train_batch_size by the records a pack held; train.packing then leaves less padding.",
-        ),
         "packing_strategy": hf.off("Packs are made one way here.", "Nothing to set.", changes_results=False),
         "padding_free": hf.off("Grouping by length leaves little padding.", "Nothing to set.", True, changes_results=False),
         "eval_packing": hf.off("Evaluations are not packed.", "Nothing to set.", True, changes_results=False),
