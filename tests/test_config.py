@@ -115,6 +115,14 @@ def test_rules_over_several_keys_say_what_is_wrong(load, old, new, rule):
     assert line.startswith("tunesmith.yaml:")
 
 
+def test_a_confidence_of_written_answers_is_refused_where_a_label_is_picked(load):
+    (line,) = errors_of(load, GOOD, "evaluate.confidence.method=margin")
+    assert "evaluate: confidence.method is about written answers" in line
+    assert "received margin" in line
+    written = GOOD.replace("  labels: [card, loan]\n", "  type: chat\n")
+    assert load(written, "evaluate.confidence.method=margin").evaluate.confidence.method == "margin"
+
+
 # --set
 
 

@@ -46,7 +46,7 @@ def test_every_built_in_plug_in_can_be_imported(seam, name):
 
 
 def test_an_unknown_plug_in_names_the_nearest():
-    with pytest.raises(ConfigError, match=r"calibrator must be one of beta, isotonic, likelihood, none, platt, temperature\. Received: 'plat'") as raised:
+    with pytest.raises(ConfigError, match=r"calibrator must be one of beta, isotonic, logistic, none, platt, temperature\. Received: 'plat'") as raised:
         plugins.load("calibrator", "plat")
     assert raised.value.hint == "Did you mean 'platt'?"
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
@@ -70,6 +70,14 @@ class Config(Section):
     """prediction -> feedback -> the next records."""
     prefer: PreferSection = PreferSection()
     """run + feedback -> a run that prefers the answers that people gave."""
+
+    @field_validator("evaluate")
+    @classmethod
+    def _confidence_fits_the_task(cls, value: EvaluateSection, info: ValidationInfo) -> EvaluateSection:
+        task = info.data.get("task")
+        if task and task.type == "classification" and value.confidence.method != "likelihood":
+            raise ValueError(f"confidence.method is about written answers; a classification has that of its label; received {value.confidence.method}")
+        return value
 
     @property
     def model_name(self) -> str:

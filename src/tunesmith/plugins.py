@@ -19,7 +19,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "platt": "tunesmith.evaluate.calibration:Platt",
         "beta": "tunesmith.evaluate.calibration:Beta",
         "isotonic": "tunesmith.evaluate.calibration:Isotonic",
-        "likelihood": "tunesmith.evaluate.calibration:Likelihood",
+        "logistic": "tunesmith.evaluate.calibration:Logistic",
         "none": "tunesmith.evaluate.calibration:Uncalibrated",
     },
     "data_engine": {

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tunesmith.errors import DataError
-from tunesmith.evaluate.acceptance import Acceptance, acceptance_on_test, busiest_threshold, coverage_risk, guarantee
+from tunesmith.evaluate.acceptance import Acceptance, acceptance_on_test, busiest_threshold, confidence_auroc, coverage_risk, guarantee
 
 ERROR, DELTA = 0.05, 0.1
 
@@ -99,3 +99,26 @@ def test_input_that_breaks_a_rule_is_refused():
         guarantee(([0.5], [True, False]), ([0.5], [True]))
     with pytest.raises(DataError, match="finite confidence"):
         guarantee(([np.nan], [True]), ([0.5], [True]))
+
+
+def test_how_well_confidence_tells_right_from_wrong_is_the_area_of_scikit_learn():
+    from sklearn.metrics import roc_auc_score
+
+    draw = np.random.default_rng(5)
+    confidence, wrong = answers(draw, 300)
+    confidence = np.round(confidence, 2)  # with ties
+    found = confidence_auroc(confidence, wrong)
+    assert found["value"] == pytest.approx(roc_auc_score(~wrong, confidence))
+    assert found["low"] < found["value"] < found["high"]
+    by_document = confidence_auroc(confidence, wrong, groups=np.arange(300) // 3)
+    assert by_document["value"] == found["value"]
+    assert by_document["low"] != found["low"]
+
+
+def test_a_confidence_that_is_the_same_for_all_tells_nothing_and_one_wrong_answer_little():
+    wrong = np.arange(40) == 7
+    assert confidence_auroc(np.full(40, 0.9), wrong)["value"] == 0.5
+    rare = confidence_auroc(np.where(wrong, 0.1, 0.9), wrong)
+    assert (rare["low"], rare["value"]) == (1, 1)  # resamples without the wrong one say nothing
+    assert confidence_auroc([0.5, 0.6], [False, False]) is None
+    assert confidence_auroc([0.5, 0.6], [True, True]) is None

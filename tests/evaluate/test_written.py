@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,11 @@ from tunesmith.evaluate.classical_extraction import fit_classical_extraction
 from tunesmith.evaluate.compare_written import compare_written, worst_answers
 from tunesmith.evaluate.intervals import wilson
 from tunesmith.evaluate.report import render, verdict
+from tunesmith.evaluate.score_written import WrittenScores
+from tunesmith.evaluate.settings import EvaluateSection
 from tunesmith.evaluate.written import FIGURES, are_valid, count_answers, count_chat, count_extraction, per_field
+from tunesmith.models.confidence import likelihood_logit
+from tunesmith.models.settings import ConfidenceSection
 
 SCHEMA = {
     "type": "object",
@@ -157,9 +162,18 @@ def test_the_likelihood_becomes_the_probability_of_being_right():
     right = draw.random(800) < 1 / (1 + np.exp(-(2 * score - 5)))  # sounds sure, and is right in half of the cases
     logits = np.column_stack([score, np.zeros(800)])
     calibrator, table = choose_calibrator(logits, (~right).astype(int), judges="written")
-    assert calibrator.to_dict()["method"] == "likelihood"
-    assert set(table) == {"none", "likelihood"}
+    assert calibrator.to_dict()["method"] == "logistic"
+    assert set(table) == {"none", "logistic"}
     stated = load_calibrator(calibrator.to_dict()).probabilities(logits)[:, 0]
     assert stated.min() < 0.5
     assert abs(stated.mean() - right.mean()) < 0.02
     assert np.all(np.diff(stated[np.argsort(score)]) >= 0)
+
+
+def test_answers_and_calibrators_from_before_there_was_a_choice_of_confidence_are_read(tmp_path):
+    old = pl.DataFrame({"id": ["a", "b"], "answer": ["{}", "{}"], "log_probability": [4 * np.log(0.5), 0.0], "tokens": [4, 0]})
+    old.write_parquet(tmp_path / "old.parquet")
+    assert WrittenScores.load(tmp_path / "old.parquet").logit == pytest.approx(likelihood_logit([4 * np.log(0.5), 0.0], [4, 0]))
+    assert load_calibrator({"method": "likelihood", "slope": 2.0, "intercept": 1.0}).to_dict() == {"method": "logistic", "slope": 2.0, "intercept": 1.0}
+    assert "confidence" not in EvaluateSection().model_dump(), "an evaluation from before keeps its id"
+    assert "confidence" in EvaluateSection(confidence=ConfidenceSection(method="margin")).model_dump()

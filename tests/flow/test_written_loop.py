@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
@@ -9,7 +10,9 @@ from tunesmith import flow
 from tunesmith.entities import Evaluation, Run
 from tunesmith.errors import ConfigError, DataError
 from tunesmith.evaluate.comparison_report import comparison_verdict
-from tunesmith.flow.scoring import base_scores_file
+from tunesmith.evaluate.score_written import WrittenScores
+from tunesmith.flow.scoring import base_scores_file, in_order
+from tunesmith.models.artifact import open_artifact
 from tunesmith.models.json_answers import parse_answer
 from tunesmith.project import Project
 from tunesmith.serve.http import create_app
@@ -41,7 +44,7 @@ def test_the_report_holds_the_figures_of_an_extraction(report, project):
         assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
     assert [row["label"] for row in report["per_class"]] == ["product", "urgent"]
     assert report["forgetting"]["n_texts"] > 0
-    assert report["calibration"]["method"] in ("likelihood", "none")
+    assert report["calibration"]["method"] in ("logistic", "none")
 
 
 def test_training_makes_valid_json_likelier(report):
@@ -78,6 +81,27 @@ def test_rows_whose_answer_is_no_json_of_the_schema_are_dropped_with_the_reason(
     version = flow.prepare(opened)
     assert version.dropped["invalid_answer"] == 2
     assert version.labels == ()
+
+
+@pytest.mark.parametrize(("method", "words"), [("margin", "the odds of a written token"), ("agreement", "how much of it 3 sampled answers say again")])
+def test_a_model_version_is_as_sure_as_it_was_when_it_was_evaluated(project, outcome, method, words):
+    asked = Project.load(project.root, [*QUICK, f"evaluate.confidence={{method: {method}, samples: 3}}"])
+    evaluation = flow.evaluate(asked, outcome.run)
+    assert evaluation.id not in (outcome.evaluation.id, None)
+    calibration = flow.calibrate(asked, evaluation)
+    assert calibration.report["metrics"]["micro_f1"] == outcome.calibration.report["metrics"]["micro_f1"], "the answers are the same"
+    assert words in calibration.html.read_text(encoding="utf-8")
+    tells_apart = calibration.report["acceptance"]["auroc"]
+    assert tells_apart is None or 0 <= tells_apart["low"] <= tells_apart["value"] <= tells_apart["high"] <= 1
+    # The settings of today say likelihood: what counts is how it was evaluated.
+    version, _ = flow.register(project, outcome.run, evaluation, calibration)
+    artifact = open_artifact(project.root / version.path, version.sha256)
+    assert artifact.model.confidence.method == method
+    assert words in (artifact.folder / "README.md").read_text(encoding="utf-8")
+    scores = WrittenScores.load(project.root / evaluation.path / "tuned-test.parquet")
+    served = artifact.engine(project.root).answer(in_order(project, outcome.dataset, scores.ids)["text"].to_list())
+    assert served.answers == scores.answers
+    assert (served.logits[:, 0] == scores.logit.astype(np.float32)).all()
 
 
 MONEY = [

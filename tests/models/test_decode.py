@@ -1,5 +1,6 @@
 """Decoding step by step against the generate of transformers, which reads every row alone, whole and without a cache of ours."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 
 from tunesmith.models.batch import scoring_batch
-from tunesmith.models.decode import FastSteps, PlainSteps, greedy
+from tunesmith.models.decode import FastSteps, PlainSteps, greedy, sample
 from tunesmith.models.engine import PlainForward
 from tunesmith.models.fast_llama import FastLlama
 from tunesmith.models.settings import ModelSection
@@ -134,3 +135,46 @@ def test_a_long_batch_is_read_in_parts(base, monkeypatch):
     whole = greedy(steps, rows, stop=STOP, n_new=5)
     monkeypatch.setattr("tunesmith.models.decode._PREFILL_TOKENS", 20)
     assert greedy(steps, rows, stop=STOP, n_new=5) == whole
+
+
+@pytest.mark.parametrize("kind", ["fast", "plain"])
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_a_token_is_sampled_as_often_as_the_model_finds_it_probable(base, kind, temperature):
+    """Draws that lie evenly in [0, 1) give each token its probability, to within one draw."""
+    model, rows, k = loaded(base), [[5, 6, 7], [8]], 500
+    even = np.broadcast_to((np.arange(k) + 0.5)[:, None] / k, (2, k, 1))
+    found = sample(steps_of(model, [4], kind), rows, np.ascontiguousarray(even), temperature=temperature, stop=STOP, n_new=1)
+    for row, answers in zip(rows, found, strict=True):
+        with torch.no_grad():
+            expected = (model(torch.tensor([[4, *row]])).logits[0, -1] / temperature).softmax(0)
+        seen = np.bincount([answer[0] for answer in answers], minlength=len(expected)) / k
+        assert np.abs(seen - expected.numpy()).max() <= 1 / k + 1e-6
+
+
+@pytest.mark.parametrize("kind", ["fast", "plain"])
+def test_samples_of_a_row_do_not_depend_on_the_others(base, kind):
+    steps, rows = steps_of(loaded(base), [4, 5], kind), [[5, 6, 7], [8], [9, 10]]
+    draws = np.random.default_rng(0).random((3, 4, 6))
+    together = sample(steps, rows, draws, temperature=1.0, stop=STOP, n_new=6)
+    assert together == [sample(steps, [row], own[None], temperature=1.0, stop=STOP, n_new=6)[0] for row, own in zip(rows, draws, strict=True)]
+    assert len({tuple(answer) for answer in together[0]}) > 1
+    assert all(
+        answer == cold
+        for row, cold in zip(sample(steps, rows, draws, temperature=1e-5, stop=STOP, n_new=6), greedy(steps, rows, stop=STOP, n_new=6), strict=True)
+        for answer in row
+    )
+
+
+def test_samples_obey_the_rule(base):
+    class Odd:
+        def forbid(self, rows, logits):
+            logits[:, ::2] = float("-inf")
+
+        def take(self, row, token):
+            taken.append(row)
+
+    taken = []
+    draws = np.random.default_rng(0).random((2, 3, 5))
+    found = sample(steps_of(loaded(base), [], "fast"), [[5], [6, 7]], draws, temperature=1e3, stop=STOP, n_new=5, rule=Odd())
+    assert all(token % 2 for answers in found for answer in answers for token in answer)
+    assert sorted(set(taken)) == list(range(6))

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from tunesmith.models.answered import likelihood_logits
+from tunesmith.models.confidence import agreement_logit, likelihood_logit, right_logits
 from tunesmith.models.engine import load_tokenizer
 from tunesmith.models.generator import Generator
 from tunesmith.models.json_answers import parse_answer, write_answer
-from tunesmith.models.settings import ModelSection, TaskSection
+from tunesmith.models.settings import ConfidenceSection, ModelSection, TaskSection
 from tunesmith.models.tokens import Prompt
 
 SCHEMA = {
@@ -15,11 +15,11 @@ SCHEMA = {
 TEXTS = ["my card was charged", "a loan " * 20, "x", "nobody answered and I called them again about it"]
 
 
-def generator(base, *, task="extraction", batch_size=4, forward="fast", max_answer_tokens=60):
+def generator(base, *, task="extraction", batch_size=4, forward="fast", max_answer_tokens=60, **confidence):
     schema = {"json_schema": SCHEMA} if task == "extraction" else {}
     section = TaskSection(type=task, instruction="Find.", max_answer_tokens=max_answer_tokens, **schema)
     model = ModelSection(model_name_or_path=str(base), dtype="float32", forward=forward)
-    return Generator(base, Prompt(load_tokenizer(base), section, 300), model, batch_size=batch_size)
+    return Generator(base, Prompt(load_tokenizer(base), section, 300), model, batch_size=batch_size, confidence=ConfidenceSection(**confidence))
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +42,11 @@ def test_answers_do_not_depend_on_their_neighbours(base, made):
     assert alone.write(TEXTS).answers == made.write(TEXTS).answers
 
 
-def test_the_likelihood_is_that_of_the_answer_alone(base, made):
-    """By the plain pass, one text at a time, of exactly the tokens that were written."""
+def read_alone(base, made, written):
+    """Yield row, answer's tokens and the logits that the plain pass gives at each, one text at a time."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    written = made.write(TEXTS[:2])
     model, prompt = AutoModelForCausalLM.from_pretrained(base).eval(), made.prompt
     for row, text in enumerate(TEXTS[:2]):
         ids = prompt.prefix + prompt.rows([text])[0]
@@ -56,29 +55,83 @@ def test_the_likelihood_is_that_of_the_answer_alone(base, made):
             continue  # the model wrote the same text with other tokens
         answer = [*answer, prompt.tokenizer.eos_token_id] if written.ended[row] else answer
         with torch.no_grad():
-            logits = model(torch.tensor([[*ids, *answer]])).logits[0].log_softmax(1)
-        expected = sum(float(logits[len(ids) + at - 1, token]) for at, token in enumerate(answer))
-        assert written.log_probability[row] == pytest.approx(expected, rel=1e-4)
+            yield row, answer, model(torch.tensor([[*ids, *answer]])).logits[0, len(ids) - 1 : -1]
 
 
-def test_fast_and_plain_pass_state_the_same_likelihood(base, made):
-    plain = generator(base, forward="plain").write(TEXTS)
-    assert plain.answers == made.write(TEXTS).answers
-    assert np.allclose(plain.log_probability, made.write(TEXTS).log_probability, rtol=1e-4)
+def test_the_likelihood_is_that_of_the_answer_alone(base, made):
+    written, n_read = made.write(TEXTS[:2]), 0
+    for row, answer, logits in read_alone(base, made, written):
+        expected = sum(float(step[token]) for step, token in zip(logits.log_softmax(1), answer, strict=True))
+        assert written.logit[row] == pytest.approx(float(likelihood_logit(expected, len(answer))), rel=1e-4)
+        n_read += 1
+    assert n_read
 
 
-def test_the_answer_says_how_sure_it_is(made):
+@pytest.mark.parametrize("task", ["extraction", "chat"])
+def test_the_margin_is_that_of_the_closest_choice_among_allowed_tokens(base, task):
+    made = generator(base, task=task, method="margin")
+    written, n_read = made.write(TEXTS[:2]), 0
+    for row, answer, logits in read_alone(base, made, written):
+        rule, gaps = made._rule(constrained=True), []
+        follows = rule(1) if rule else None
+        for step, token in zip(logits.clone(), answer, strict=True):
+            if follows:
+                follows.forbid([0], step[None])
+                follows.take(0, token)
+            others = [float(step[other]) for other in range(len(step)) if other != token]
+            gaps.append(float(step[token]) - max(others))
+        assert written.logit[row] == pytest.approx(min(gaps), abs=1e-3)
+        assert (max(gaps) == np.inf) == (task == "extraction"), "a schema leaves no choice in places"
+        n_read += 1
+    assert n_read
+
+
+def test_every_measure_is_the_same_by_fast_and_plain_pass_and_beside_any_neighbour(base):
+    for method in ("likelihood", "margin", "agreement"):
+        made = generator(base, method=method, samples=3).write(TEXTS)
+        plain, alone = (generator(base, method=method, samples=3, **how).write(TEXTS) for how in ({"forward": "plain"}, {"batch_size": 1}))
+        assert made.answers == plain.answers == alone.answers
+        assert np.allclose(made.logit, plain.logit, rtol=1e-3, atol=1e-3)
+        assert np.allclose(made.logit, alone.logit, rtol=1e-3, atol=1e-3)
+
+
+def test_samples_follow_the_seed(base):
+    chat = {"task": "chat", "method": "agreement", "samples": 4, "max_answer_tokens": 12}
+    first, again, other = (generator(base, **chat, seed=seed).write(TEXTS).logit for seed in (0, 0, 1))
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+def test_samples_follow_the_schema_and_are_compared_with_the_answer(base, monkeypatch):
+    compared = {}
+    monkeypatch.setattr("tunesmith.models.generator.agreement", lambda schema, answer, samples: compared.setdefault(answer, samples) and 0.5)
+    written = generator(base, method="agreement", samples=3).write(TEXTS)
+    assert set(compared) == set(written.answers)
+    assert written.logit == pytest.approx(agreement_logit(np.full(4, 0.5), 3))
+    for samples in compared.values():
+        assert len(set(samples)) == 3
+        assert all(parse_answer(SCHEMA, sample) is not None or sample.startswith('{"kind": ') for sample in samples)
+
+
+def test_samples_of_a_cold_model_are_its_first_choice(base):
+    cold = generator(base, task="chat", method="agreement", samples=2, temperature=1e-4, max_answer_tokens=12).write(TEXTS)
+    assert cold.logit == pytest.approx(agreement_logit(np.ones(4), 2))
+
+
+@pytest.mark.parametrize("method", ["likelihood", "margin", "agreement"])
+def test_the_answer_says_how_sure_it_is(base, method):
+    made = generator(base, method=method, samples=2)
     answered = made.answer(TEXTS)
     assert answered.names == ("right", "wrong")
     assert answered.chosen.tolist() == [0] * 4
     assert np.isfinite(answered.logits).all()
-    written = made.write(TEXTS)
-    assert np.allclose(answered.logits, likelihood_logits(written.log_probability, written.tokens))
-    order = np.argsort(written.log_probability / written.tokens)
-    assert np.all(np.diff(answered.logits[order, 0]) >= 0)
+    assert (answered.logits == right_logits(made.write(TEXTS).logit)).all()
+    assert not made.write(TEXTS, with_confidence=False).logit.any()
 
 
-def test_progress_ends_at_all_texts(made):
+@pytest.mark.parametrize("method", ["likelihood", "agreement"])
+def test_progress_ends_at_all_texts(base, method):
     heard = []
-    made.write(TEXTS, lambda done, total: heard.append((done, total)))
+    generator(base, method=method).write(TEXTS, lambda done, total: heard.append((done, total)))
     assert heard[-1] == (4, 4)
+    assert [done for done, _ in heard] == sorted(done for done, _ in heard)

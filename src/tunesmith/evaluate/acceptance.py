@@ -26,8 +26,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr
 
 from tunesmith.errors import DataError
-from tunesmith.evaluate.intervals import wilson
+from tunesmith.evaluate.intervals import Bootstrap, Interval, wilson
 from tunesmith.evaluate.metrics import FloatArray
+from tunesmith.evaluate.ranks import auroc
 
 SHARES = np.arange(0.02, 1.001, 0.02)
 """Shares of answers that the proposed thresholds accept on validation. Coarse, since each that is tested must hold."""
@@ -191,6 +192,36 @@ def coverage_risk(confidence: ArrayLike, wrong: ArrayLike, *, level: float = 0.9
     counts = sorted({max(1, round(len(wrong) * point / CURVE_POINTS)) for point in range(1, CURVE_POINTS + 1)})
     points = [(count, wilson(int(ordered[:count].sum()), count, level)) for count in counts]
     return [{"share": count / len(wrong), "error": risk.value, "low": risk.low, "high": risk.high} for count, risk in points]
+
+
+def confidence_auroc(
+    confidence: ArrayLike, wrong: ArrayLike, *, groups: ArrayLike | None = None, level: float = 0.95, n_samples: int = 2000, seed: int = 0
+) -> dict[str, float] | None:
+    """Return how often a right answer has a higher confidence than a wrong one, equal ones counted half: value, low and high.
+
+    Args:
+        confidence: shape (n,). A ratio, of the test split; whether calibrated or not changes nothing.
+        wrong: shape (n,). Whether each answer is wrong.
+        groups: shape (n,). Document of each record, where a document has several.
+        level: Level of the interval, a ratio.
+        n_samples: Resamples; one without a right or without a wrong answer has no such figure and is left out.
+        seed: Seed of the resamples.
+
+    Returns:
+        None where all answers are right, or all are wrong.
+    """
+    confidence, wrong = _checked(confidence, wrong)
+    if wrong.all() or not wrong.any():
+        return None
+    area = auroc.of_weights(wrong.astype(int), np.column_stack([confidence, 1 - confidence]))
+
+    def figure(weights: FloatArray) -> FloatArray:
+        n_wrong = weights[:, wrong].sum(axis=1)
+        return np.where((n_wrong > 0) & (n_wrong < weights.sum(axis=1)), area(weights), np.nan)
+
+    bootstrap = Bootstrap(len(wrong), n_samples=n_samples, level=level, seed=seed, groups=groups)
+    resampled = bootstrap.replicates_of_weights(figure)
+    return Interval(float(area(np.ones((1, len(wrong))))[0]), *bootstrap.ends(resampled[~np.isnan(resampled)])).to_dict()
 
 
 def _mean_risk(ordered: NDArray[np.bool_]) -> float:

@@ -219,8 +219,8 @@ class Isotonic(_OfConfidence):
 
 
 @dataclass(frozen=True)
-class Likelihood(_Parameters):
-    """For written answers: a logistic curve on their likelihood, P(right) = sigmoid(slope * logit + intercept), slope 0 or more.
+class Logistic(_Parameters):
+    """For written answers: a logistic curve on what `evaluate.confidence` measures, P(right) = sigmoid(slope * logit + intercept), slope 0 or more.
 
     Columns are right and wrong, and labels say which it was: here the probability of being right may fall below one half, and it
     does where most answers that sound so sure are wrong. Labels are 0 for right and 1 for wrong.
@@ -229,7 +229,7 @@ class Likelihood(_Parameters):
         Platt 1999, Probabilistic Outputs for Support Vector Machines, section 2.2, with its smoothed targets.
     """
 
-    method = "likelihood"
+    method = "logistic"
     judges = "written"
     slope: float
     intercept: float
@@ -296,7 +296,8 @@ def load_calibrator(saved: Mapping[str, Any]) -> Calibrator:
     Raises:
         ConfigError: no calibrator has that name.
     """
-    kind: type[Calibrator] = plugins.load("calibrator", saved["method"])
+    method = "logistic" if saved["method"] == "likelihood" else saved["method"]  # its name while the likelihood was all that it knew
+    kind: type[Calibrator] = plugins.load("calibrator", method)
     return kind.from_dict(saved)
 
 

@@ -12,6 +12,7 @@ Plain data for report.json:
                                                           calibration records; change: own minus common, p corrected by Holm
     calibration.few[].{name, n_calibration, n_test}       slices with too few records for a calibrator of their own
     calibration.by                                        the column that the slices are values of
+    calibration.confidence                                of written answers: the section `evaluate.confidence` that they were asked with
     reliability.{before, after}                           bins of the reliability diagram
 
 Errors are expected calibration errors with bins of equal width. They are biased upwards, the more the fewer records: between slices

@@ -157,6 +157,7 @@ def render(report: Mapping[str, Any]) -> str:
             no_ratios=NO_RATIOS,
             outcome=outcome,
             acceptance_in_words=acceptance_in_words,
+            confidence_in_words=confidence_in_words,
             money=money,
             duration=duration,
             size=size,
@@ -217,6 +218,16 @@ def acceptance_in_words(acceptance: Mapping[str, Any]) -> str:
         f"Without review: answers whose raw confidence is {acceptance['threshold']:.3f} or more, {rule}. "
         f"On test {_bare(share['value'])} % [{_bare(share['low'])}, {_bare(share['high'])}] of the answers were accepted, of which {seen}."
     )
+
+
+def confidence_in_words(confidence: Mapping[str, Any]) -> str:
+    """Say from what a written answer's confidence comes."""
+    if confidence["method"] == "agreement":
+        return f"how much of it {confidence['samples']} sampled answers say again (temperature {confidence['temperature']:g})"
+    return {
+        "likelihood": "the mean probability of its tokens",
+        "margin": "the odds of a written token against the next allowed one, where they are lowest",
+    }[confidence["method"]]
 
 
 def money(amount: float | None, currency: str = "") -> str:

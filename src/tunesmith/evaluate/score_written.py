@@ -27,6 +27,7 @@ from tunesmith.evaluate.forgetting import LanguageModel, Probes, score_probes
 from tunesmith.evaluate.score_models import LATENCIES_FILE, PROBES_FILE, Progress, tell
 from tunesmith.evaluate.written import count_answers
 from tunesmith.files import write_json
+from tunesmith.models.confidence import likelihood_logit
 
 FREE = "-free"
 
@@ -34,8 +35,8 @@ FREE = "-free"
 class Writer(LanguageModel, Protocol):
     """A language model that writes answers."""
 
-    def write(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None, *, constrained: bool = True, with_likelihood: bool = True) -> Any:
-        """Return `answers`, `log_probability`, `tokens` and `ended` of each text, in their order."""
+    def write(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None, *, constrained: bool = True, with_confidence: bool = True) -> Any:
+        """Return `answers`, `logit`, `tokens` and `ended` of each text, in their order."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +46,18 @@ class WrittenScores:
     Attributes:
         ids: Record ids, n of them.
         answers: What was written.
-        log_probability: shape (n,). Of the answer's tokens, summed, in nats; 0 where the model has none or nobody asks for it.
-        tokens: shape (n,). How many.
+        logit: shape (n,). How sure the model is, before calibration (see `models.confidence`); 0 where it cannot say or nobody asks.
     """
 
     ids: tuple[str, ...]
     answers: tuple[str, ...]
-    log_probability: NDArray[np.float64]
-    tokens: NDArray[np.int64]
+    logit: NDArray[np.float64]
 
     def save(self, path: Path) -> None:
         """Write the Parquet file, then rename it into place."""
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f"{path.name}.part")
-        pl.DataFrame({"id": self.ids, "answer": self.answers, "log_probability": self.log_probability, "tokens": self.tokens}).write_parquet(unfinished)
+        pl.DataFrame({"id": self.ids, "answer": self.answers, "logit": self.logit}).write_parquet(unfinished)
         unfinished.replace(path)
 
     @classmethod
@@ -71,15 +70,17 @@ class WrittenScores:
         if not path.exists():
             raise NotFoundError(f"No answers at {path}.", hint="tunesmith evaluate")
         frame = pl.read_parquet(path)
-        return cls(tuple(frame["id"]), tuple(frame["answer"]), frame["log_probability"].to_numpy(), frame["tokens"].to_numpy())
+        if "logit" not in frame.columns:  # from before there was a choice
+            frame = frame.with_columns(logit=likelihood_logit(frame["log_probability"].to_numpy(), frame["tokens"].to_numpy()))
+        return cls(tuple(frame["id"]), tuple(frame["answer"]), frame["logit"].to_numpy())
 
 
 def write_split(
-    model: Writer, records: pl.DataFrame, progress: Callable[[int, int], None] | None = None, *, constrained: bool = True, with_likelihood: bool = True
+    model: Writer, records: pl.DataFrame, progress: Callable[[int, int], None] | None = None, *, constrained: bool = True, with_confidence: bool = True
 ) -> WrittenScores:
     """Let a model answer every record of a split. Arguments as in `Generator.write`."""
-    written = model.write(records["text"].to_list(), progress, constrained=constrained, with_likelihood=with_likelihood)
-    return WrittenScores(tuple(records["id"]), tuple(written.answers), np.asarray(written.log_probability), np.asarray(written.tokens))
+    written = model.write(records["text"].to_list(), progress, constrained=constrained, with_confidence=with_confidence)
+    return WrittenScores(tuple(records["id"]), tuple(written.answers), np.asarray(written.logit))
 
 
 def score_written(
@@ -133,7 +134,7 @@ def score_written(
             what = f"{name} model, {split}{', without constraint' if free else ''}"
             # How sure the model is matters where the tuned one answers as it will.
             is_sure = name == "tuned" and not free
-            write_split(model, of_split[split], partial(tell, progress, what), constrained=not free, with_likelihood=is_sure).save(files[each])
+            write_split(model, of_split[split], partial(tell, progress, what), constrained=not free, with_confidence=is_sure).save(files[each])
         if probes is not None and reads:
             progress(0, 1, f"{name} model, probes of forgetting")
             score_probes(model, probes).save(probes_file)
@@ -145,8 +146,7 @@ def score_written(
             progress(0, 1, "classical baseline")
             train, validation, test = (of_split[split] for split in ("train", "validation", "test"))
             opponent = fit_classical_extraction(schema, *(frame[column].to_list() for frame in (train, validation) for column in ("text", "label")))
-            none = np.zeros(len(test))
-            WrittenScores(tuple(test["id"]), tuple(opponent.write(test["text"].to_list())), none, none.astype(np.int64)).save(files["classical-test"])
+            WrittenScores(tuple(test["id"]), tuple(opponent.write(test["text"].to_list())), np.zeros(len(test))).save(files["classical-test"])
             latencies["classical"] = [_seconds(partial(opponent.write, [text])) for text in sample]
             write_json(kept, latencies)
     return {name: WrittenScores.load(file) for name, file in files.items()}

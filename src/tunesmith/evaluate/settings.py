@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from tunesmith.evaluate.goals import GoalsSection
+from tunesmith.models.settings import ConfidenceSection
 from tunesmith.section import Section
 
 
@@ -132,6 +133,8 @@ class EvaluateSection(Section):
     robustness_samples: int = Field(default=0, ge=0)
     """Test records that the tuned model answers again with typos, noise of a scan, capitals, broken lines, an order inside the document, much text
     before it, and cut short; 0 leaves it out."""
+    confidence: ConfidenceSection = ConfidenceSection()
+    """How sure the model says it is of a written answer; the calibrator makes that the probability of being right."""
     slices: bool = True
     """Look for groups of test records on which the tuned model is worse than on the rest."""
     judge: JudgeSection = JudgeSection()
@@ -142,6 +145,12 @@ class EvaluateSection(Section):
     """What mistakes and working time cost, from which the report reckons money."""
     goals: GoalsSection = GoalsSection()
     """What the project set out to reach; the report says what was reached, and what was missed by how much."""
+
+    @model_serializer(mode="wrap")
+    def _left_out_by_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `confidence` out where it is the default, so that evaluations from before there was a choice are still recognised."""
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if key != "confidence" or self.confidence != ConfidenceSection()}
 
 
 class CalibrateSection(Section):

@@ -25,7 +25,6 @@ Sources: Rajpurkar et al. 2016, SQuAD (token F1, normalisation).
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -34,6 +33,7 @@ import numpy as np
 
 from tunesmith.evaluate.groundedness import Judge, Lexical, sentences_of
 from tunesmith.evaluate.metrics import FloatArray
+from tunesmith.models.confidence import word_f1, words_of
 from tunesmith.models.json_answers import answer_values, parse_answer, plain
 
 PROPORTIONS = {"exact_match", "valid_json_rate"}
@@ -139,9 +139,7 @@ def _mistakes(
 
 def count_chat(answer: str, right: str, text: str, judge: Judge | None = None) -> dict[str, float]:
     """Return the counts of one answer in words. Arguments as in `count_extraction`, and who says what the text supports; None for `Lexical`."""
-    words, wanted = (re.findall(r"\w+", plain(each)) for each in (answer, right))
-    common = _matches(words, wanted)
-    f1 = 2 * common / (len(words) + len(wanted)) if words or wanted else 1.0
+    f1 = word_f1(answer, right)
     sentences = sentences_of(answer)
     lexical = Lexical().supports(text, sentences)
     told = judge.supports(text, sentences) if judge else lexical
@@ -149,7 +147,7 @@ def count_chat(answer: str, right: str, text: str, judge: Judge | None = None) -
         "one": 1.0,
         "token_f1": f1,
         "f1": f1,
-        "is_exact": float(words == wanted),
+        "is_exact": float(words_of(answer) == words_of(right)),
         "sentences": len(sentences),
         "ungrounded": told.count(False),
         "unjudged": told.count(None),

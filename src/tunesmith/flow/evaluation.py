@@ -15,7 +15,7 @@ from tunesmith.flow.dataset import dataset_of
 from tunesmith.flow.groundedness import ask_judge
 from tunesmith.flow.report import confidences, make_report
 from tunesmith.flow.routing import Routing, route
-from tunesmith.flow.scoring import is_written, judge_file, score_all
+from tunesmith.flow.scoring import is_written, judge_file, keep_confidence, score_all
 from tunesmith.flow.suites import suites_of
 from tunesmith.project import Project, needs_extra
 
@@ -44,6 +44,7 @@ def evaluate(project: Project, run: Run) -> Evaluation:
         dataset = dataset_of(project, run)
         folder = project.state / "evaluations" / identity
         folder.mkdir(parents=True, exist_ok=True)
+        keep_confidence(project, folder)
         score_all(project, run, dataset, folder)
         judged = judge_file(project, dataset, folder / "tuned-test.parquet")
         evaluation = Evaluation(

@@ -9,7 +9,7 @@ from tunesmith.entities import DatasetVersion, Evaluation, ModelVersion, Run, co
 from tunesmith.flow.dataset import dataset_of
 from tunesmith.flow.evaluation import Calibration, calibrate
 from tunesmith.flow.routing import ROUTED_FILE
-from tunesmith.flow.scoring import Judged, answer_file, base_scores_file, in_order, is_written, judge_file
+from tunesmith.flow.scoring import Judged, answer_file, base_scores_file, confidence_of, in_order, is_written, judge_file
 from tunesmith.project import Project, needs_extra
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ def _model_version(project: Project, run: Run, evaluation: Evaluation, calibrati
         task=project.config.task,
         max_length=project.prompt.max_length,
         truncate_keep=project.prompt.keep,
+        confidence=confidence_of(project.root / evaluation.path),
     )
     adapters = None
     if routing:

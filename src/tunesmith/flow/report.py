@@ -17,6 +17,7 @@ from tunesmith.flow.scoring import (
     answers_in,
     base_probes_file,
     base_scores_file,
+    confidence_of,
     counts_of,
     disturbed_files,
     in_order,
@@ -66,6 +67,8 @@ def make_report(project: Project, run: Run, dataset: DatasetVersion, evaluation:
         **common,
     )
     effect["calibration"] |= _calibrated_by(project, dataset, folder, records, calibrator, common)
+    if is_written(project):
+        effect["calibration"]["confidence"] = confidence_of(folder).model_dump(mode="json")
     compared = (_compare_written if is_written(project) else _compare_labels)(project, dataset, folder, after, latencies, common)
     return {
         "title": f"{project.config.project}: {project.config.task.instruction}",
@@ -164,7 +167,7 @@ def _compare_written(project: Project, dataset: DatasetVersion, folder: Path, af
 
 def _accepted(project: Project, dataset: DatasetVersion, folder: Path, records: pl.DataFrame, before: Any, y: Any, common: dict[str, Any]) -> dict[str, Any]:
     """Return what follows from the confidence: accepted answers, prediction sets, money, and slices."""
-    from tunesmith.evaluate.acceptance import acceptance_on_test
+    from tunesmith.evaluate.acceptance import acceptance_on_test, confidence_auroc
     from tunesmith.evaluate.business import business_case
     from tunesmith.evaluate.calibration import softmax
     from tunesmith.evaluate.conformal import fit_cutoff, sets_on_test
@@ -174,6 +177,7 @@ def _accepted(project: Project, dataset: DatasetVersion, folder: Path, records: 
     accepted = choose_acceptance(project, dataset, folder)
     confidence, wrong = _confidence(project, before, y)
     found: dict[str, Any] = {"acceptance": acceptance_on_test(accepted, confidence, wrong, level=section.confidence_level)}
+    found["acceptance"]["auroc"] = confidence_auroc(confidence, wrong, **common)
     if section.slices:
         judged = judge_file(project, dataset, folder / "tuned-test.parquet")
         found["slices"] = slices(
@@ -313,10 +317,10 @@ def confidences(project: Project, dataset: DatasetVersion, file: Path) -> tuple[
     """Return ids, logits and right columns of a file of answers: over the label space, or over right and wrong of a written answer."""
     if is_written(project):
         from tunesmith.evaluate.score_written import WrittenScores
-        from tunesmith.models.answered import likelihood_logits
+        from tunesmith.models.confidence import right_logits
 
         written = WrittenScores.load(file)
-        return written.ids, likelihood_logits(written.log_probability, written.tokens), (judge_file(project, dataset, file).right < 1).astype(int)
+        return written.ids, right_logits(written.logit), (judge_file(project, dataset, file).right < 1).astype(int)
     from tunesmith.evaluate.predict_split import SplitScores
 
     scores = SplitScores.load(file)

@@ -11,7 +11,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tunesmith.entities import DatasetVersion, Run, content_id
+from tunesmith.files import write_json
 from tunesmith.flow.dataset import read
+from tunesmith.models.settings import ConfidenceSection
 from tunesmith.project import Project
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 # Bump when the same model would say something else about the same records.
 STEP_VERSION = 2
+
+_CONFIDENCE_FILE = "confidence.json"
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,18 @@ def score_all(project: Project, run: Run, dataset: DatasetVersion, folder: Path)
 
         score_models(records, task.names, base=lambda: untuned(project, records), tuned=lambda: engine(project, run), **common)
     _score_disturbed(project, run, records, folder)
+
+
+def keep_confidence(project: Project, folder: Path) -> None:
+    """Keep with an evaluation how its model tells how sure it is: whatever the settings say later, its calibrator is about this."""
+    if is_written(project):
+        write_json(folder / _CONFIDENCE_FILE, project.config.evaluate.confidence.model_dump(mode="json"))
+
+
+def confidence_of(folder: Path) -> ConfidenceSection:
+    """Return how the model of an evaluation tells how sure it is."""
+    file = folder / _CONFIDENCE_FILE
+    return ConfidenceSection.model_validate_json(file.read_text(encoding="utf-8")) if file.exists() else ConfidenceSection()
 
 
 def disturbed_files(project: Project, folder: Path) -> dict[str, Path]:
@@ -126,7 +142,7 @@ def judge_file(project: Project, dataset: DatasetVersion, file: Path) -> Judged:
 
 
 def answer_file(project: Project, model: Engine | Generator | RoutedEngine | Prior, records: pl.DataFrame, file: Path, what: str) -> None:
-    """Let a model answer records and write the file."""
+    """Let a model answer records and write the file. Nobody asks how sure it is of a written answer."""
 
     def tell(done: int, total: int) -> None:
         project.progress.advance(done, total, what)
@@ -134,7 +150,7 @@ def answer_file(project: Project, model: Engine | Generator | RoutedEngine | Pri
     if is_written(project):
         from tunesmith.evaluate.score_written import write_split
 
-        write_split(model, records, tell).save(file)  # type: ignore[arg-type]
+        write_split(model, records, tell, with_confidence=False).save(file)  # type: ignore[arg-type]
         return
     from tunesmith.evaluate.predict_split import score_split
 
@@ -179,8 +195,9 @@ def writer(project: Project, run: Run | None) -> Generator:
     """Load what writes answers: a run, or the base model where it is None."""
     from tunesmith.models.generator import Generator
 
-    weights = _weights(project, run)
-    return Generator(project.base.path, project.prompt, project.answering(weights), weights=weights, batch_size=project.config.evaluate.batch_size)
+    weights, section = _weights(project, run), project.config.evaluate
+    about: dict[str, Any] = {"weights": weights, "batch_size": section.batch_size, "confidence": section.confidence}
+    return Generator(project.base.path, project.prompt, project.answering(weights), **about)
 
 
 def _weights(project: Project, run: Run | None) -> Path | None:

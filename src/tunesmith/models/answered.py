@@ -27,16 +27,3 @@ class Answered:
     chosen: NDArray[np.int64]
     adapters: tuple[str, ...] = ()
     route_confidence: NDArray[np.float64] | None = None
-
-
-def likelihood_logits(log_probability: NDArray[np.float64], tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return logits of a written answer being right and wrong, shape (n, 2): those of its mean probability a token.
-
-    One place for the calibrator's fit and for serving, so that they cannot drift apart.
-
-    Args:
-        log_probability: shape (n,). Sum over the tokens of each answer, in nats.
-        tokens: shape (n,). How many.
-    """
-    mean = np.clip(np.exp(log_probability / np.maximum(tokens, 1)), 1e-6, 1 - 1e-6)
-    return np.column_stack([np.log(mean / (1 - mean)), np.zeros(len(mean))]).astype(np.float32)

@@ -33,7 +33,7 @@ from tunesmith.models.engine import Engine, load_prompt, resolve
 from tunesmith.models.generator import Generator, load_answerer
 from tunesmith.models.routed import RoutedEngine
 from tunesmith.models.router import Router, TextRouter
-from tunesmith.models.settings import ModelSection, TaskSection
+from tunesmith.models.settings import ConfidenceSection, ModelSection, TaskSection
 from tunesmith.models.tokens import Keep
 from tunesmith.models.weights import WEIGHTS_FOLDER, fits_fast_pass
 
@@ -49,6 +49,7 @@ class ModelFile(BaseModel):
         base_sha256: digest that the base model's weights must have.
         model: the section `model`, resolved when it was trained.
         max_length, truncate_keep: where a text is cut.
+        confidence: how it tells how sure it is of a written answer, as it was evaluated and calibrated.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -59,6 +60,7 @@ class ModelFile(BaseModel):
     task: TaskSection
     max_length: int
     truncate_keep: Keep
+    confidence: ConfidenceSection = ConfidenceSection()
 
 
 class ChildFile(BaseModel):
@@ -127,7 +129,7 @@ class Artifact:
         plain = self.model.model.model_copy(update={"forward": "auto"})
         section = resolve(plain, base.path, fits_fast_pass=fits_fast_pass(weights), n_labels=len(self.model.task.labels))
         if self.routing is None:
-            return load_answerer(base.path, prompt, section, weights=weights, batch_size=batch_size)
+            return load_answerer(base.path, prompt, section, weights=weights, batch_size=batch_size, confidence=self.model.confidence)
         router = Router.load(self.folder / _ROUTER)
         if router is None:
             raise NotFoundError(f"{self.folder.name} needs its router. Received: none.", hint="tunesmith register")

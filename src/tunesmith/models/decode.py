@@ -1,4 +1,4 @@
-"""Greedy decoding in batches: from rows of token ids to the token ids of their answers.
+"""Decoding in batches: from rows of token ids to the token ids of their answers, the most probable ones or sampled ones.
 
     prefix -> keys and values, computed once and kept
     rows   -> read side by side, each seeing the prefix and itself
@@ -15,11 +15,12 @@ padding is seen by nobody.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import silu
 from transformers import DynamicCache
@@ -57,7 +58,7 @@ class Running(Protocol):
         """Read one more token a row, shape (n,)."""
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows alone, by their places, shape (m,)."""
+        """Go on with these rows alone, by their places, shape (m,); a place that is named twice goes on as two rows."""
 
 
 class Steps(Protocol):
@@ -79,11 +80,43 @@ def greedy(steps: Steps, rows: Sequence[Sequence[int]], *, stop: int, n_new: int
         n_new: Most tokens of an answer.
         rule: What answers may say; anything when None.
     """
-    answers: list[list[int]] = [[] for _ in rows]
-    going = list(range(len(rows)))
+    return _decode(steps.begin(rows, n_new), len(rows), lambda states, going, _: _likeliest(steps.head, states, going, rule), stop, n_new, rule)
+
+
+def sample(
+    steps: Steps, rows: Sequence[Sequence[int]], draws: NDArray[np.float64], *, temperature: float, stop: int, n_new: int, rule: Rule | None = None
+) -> list[list[list[int]]]:
+    """Return k sampled answers to each row. Rows are read once, whatever k is.
+
+    Args:
+        steps: The pass.
+        rows: As in `greedy`; n of them.
+        draws: shape (n, k, n_new). What decides each token, uniform in [0, 1): the token at that place of the cumulated probabilities.
+        temperature: What logits are divided by.
+        stop: As in `greedy`.
+        n_new: As in `greedy`.
+        rule: As in `greedy`, of n * k rows, the k of one row side by side.
+    """
+    n, k, _ = draws.shape
+    uniform = torch.from_numpy(draws).flatten(0, 1)
     running = steps.begin(rows, n_new)
-    while True:
-        tokens = _likeliest(steps.head, running.states, going, rule)
+    running.keep(torch.arange(n).repeat_interleave(k))
+
+    def choose(states: Tensor, going: Sequence[int], step: int) -> Tensor:
+        logits = _logits(steps.head, states, going, rule)
+        cumulated = (logits.float() / temperature).softmax(1).double().cumsum(1).cpu()
+        return torch.searchsorted(cumulated, uniform[list(going), step, None] * cumulated[:, -1:], right=True)[:, 0]
+
+    answers = _decode(running, n * k, choose, stop, n_new, rule)
+    return [answers[at : at + k] for at in range(0, n * k, k)]
+
+
+def _decode(running: Running, n_rows: int, choose: Callable[[Tensor, Sequence[int], int], Tensor], stop: int, n_new: int, rule: Rule | None) -> list[list[int]]:
+    """Write answers; `choose` takes states, their rows and the step's number, and returns the next token of each, shape (n,), on the CPU."""
+    answers: list[list[int]] = [[] for _ in range(n_rows)]
+    going = list(range(n_rows))
+    for step in range(n_new):
+        tokens = choose(running.states, going, step)
         for row, token in zip(going, tokens.tolist(), strict=True):
             if not _has_ended(answers[row], stop, n_new):
                 answers[row].append(token)
@@ -91,23 +124,30 @@ def greedy(steps: Steps, rows: Sequence[Sequence[int]], *, stop: int, n_new: int
                     rule.take(row, token)
         places = [place for place, row in enumerate(going) if not _has_ended(answers[row], stop, n_new)]
         if not places:
-            return answers
+            break
         if len(places) <= _LEAVE * len(going):
             chosen = torch.tensor(places)
             running.keep(chosen)
             going, tokens = [going[place] for place in places], tokens[chosen]
         running.step(tokens)
+    return answers
 
 
 def _has_ended(answer: list[int], stop: int, n_new: int) -> bool:
     return len(answer) == n_new or (bool(answer) and answer[-1] == stop)
 
 
-def _likeliest(head: Tensor, states: Tensor, rows: Sequence[int], rule: Rule | None) -> Tensor:
-    """Return the most probable token of each row that its rule allows, shape (n,), on the CPU."""
+def _logits(head: Tensor, states: Tensor, rows: Sequence[int], rule: Rule | None) -> Tensor:
+    """Return what the head says, shape (n, n_vocabulary), in its precision; minus infinity for what the rule forbids."""
     logits = states.to(head.dtype) @ head.t()
     if rule:
         rule.forbid(rows, logits)
+    return logits
+
+
+def _likeliest(head: Tensor, states: Tensor, rows: Sequence[int], rule: Rule | None) -> Tensor:
+    """Return the most probable token of each row that its rule allows, shape (n,), on the CPU."""
+    logits = _logits(head, states, rows, rule)
     highest = logits.amax(1, keepdim=True)
     place, token = (logits >= highest - (highest.abs() + 1) * NEAR).nonzero(as_tuple=True)
     exact = (states[place].float() * head[token].float()).sum(1)
@@ -331,4 +371,4 @@ class _PlainRows:
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows alone."""
         self._cache.batch_select_indices(rows.to(self._steps.device))
-        self._seen = self._seen[rows]
+        self._seen, self.states = self._seen[rows], self.states[rows]

@@ -5,8 +5,9 @@ extraction follow its schema by constrained decoding (llguidance): every step al
 valid JSON, so that an answer that ends is an answer of the schema. It can be turned off to measure what the model does by
 itself.
 
-The confidence of an answer is its likelihood: the mean log probability of its tokens, as the model itself gives them
-without constraint, computed by the same forward pass as in training. A calibrator makes it the probability of being right.
+How sure the model is of an answer is one of the measures of `confidence.py`. Likelihood and margin are read from the answer once
+more by the same forward pass as in training; for the agreement further answers are sampled. A calibrator makes it the probability
+of being right.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tunesmith.errors import MissingExtraError
-from tunesmith.models.answered import Answered, likelihood_logits
+from tunesmith.models.answered import Answered
 from tunesmith.models.batch import training_batch
-from tunesmith.models.decode import FastSteps, PlainSteps, Rule, Steps, greedy
+from tunesmith.models.confidence import WIDEST, agreement, agreement_logit, draws, likelihood_logit, right_logits
+from tunesmith.models.decode import FastSteps, PlainSteps, Rule, Steps, greedy, sample
 from tunesmith.models.engine import Engine, Workers, forward_pass
 from tunesmith.models.fast_llama import FastLlama
 from tunesmith.models.json_answers import strict_schema
 from tunesmith.models.likelihood import log_probabilities
-from tunesmith.models.settings import ModelSection
+from tunesmith.models.settings import ConfidenceSection, ModelSection
 from tunesmith.models.tokens import Prompt
 from tunesmith.models.weights import load_tuned
 
@@ -47,13 +49,13 @@ class Written:
 
     Attributes:
         answers: n texts.
-        log_probability: shape (n,). Sum over the tokens of the answer, stop token included, in nats.
-        tokens: shape (n,). How many.
+        logit: shape (n,). How sure the model is of each, before calibration; 0 where nobody asked.
+        tokens: shape (n,). How many tokens each has, stop token included.
         ended: shape (n,). Whether the answer ended by itself, before `task.max_answer_tokens`.
     """
 
     answers: list[str]
-    log_probability: NDArray[np.float64]
+    logit: NDArray[np.float64]
     tokens: NDArray[np.int64]
     ended: NDArray[np.bool_]
 
@@ -67,10 +69,20 @@ class Generator:
         section: Precision and forward pass, resolved.
         weights: Folder of what a run learnt, or None for the base model as it is.
         batch_size: Texts that are answered side by side.
+        confidence: How it tells how sure it is.
     """
 
-    def __init__(self, base: Path, prompt: Prompt, section: ModelSection, *, weights: Path | None = None, batch_size: int = 32) -> None:
-        self.prompt, self._batch_size, self._section = prompt, batch_size, section
+    def __init__(
+        self,
+        base: Path,
+        prompt: Prompt,
+        section: ModelSection,
+        *,
+        weights: Path | None = None,
+        batch_size: int = 32,
+        confidence: ConfidenceSection | None = None,
+    ) -> None:
+        self.prompt, self._batch_size, self._section, self._confidence = prompt, batch_size, section, confidence or ConfidenceSection()
         self._model = load_tuned(base, section, weights).eval()
         self._forward = forward_pass(self._model, section)
         self._workers = Workers(self._forward)
@@ -85,41 +97,66 @@ class Generator:
         return log_probabilities(self._forward, self.prompt.tokenizer, contexts, continuations)
 
     def answer(self, texts: Sequence[str], progress: Progress | None = None) -> Answered:
-        """Answer texts as the task wants it; the confidence is the likelihood of the answer."""
+        """Answer texts as the task wants it, and say how sure the model is of each answer."""
         written = self.write(texts, progress)
-        return Answered(tuple(written.answers), OUTCOMES, likelihood_logits(written.log_probability, written.tokens), np.zeros(len(texts), dtype=np.int64))
+        return Answered(tuple(written.answers), OUTCOMES, right_logits(written.logit), np.zeros(len(texts), dtype=np.int64))
 
-    def write(self, texts: Sequence[str], progress: Progress | None = None, *, constrained: bool = True, with_likelihood: bool = True) -> Written:
+    def write(self, texts: Sequence[str], progress: Progress | None = None, *, constrained: bool = True, with_confidence: bool = True) -> Written:
         """Write an answer to each text.
 
         Args:
             texts: Any texts; the ones that do not fit are cut as in training.
             progress: Called with texts done and texts in all.
             constrained: Whether the answers of an extraction follow its schema whatever the model prefers.
-            with_likelihood: Whether the answers are read once more for their probability; 0 otherwise.
+            with_confidence: Whether the model says how sure it is.
         """
         rows, stop = self.prompt.rows(texts), self.prompt.tokenizer.eos_token_id
-        ids: list[list[int]] = [[] for _ in rows]
-        # The longest first, and something for every worker.
-        order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
-        size = min(self._batch_size, -(-len(rows) // self._workers.n))
-        batches = [order[at : at + size] for at in range(0, len(order), size)]
-        steps, rule, done = self._steps, self._rule(constrained), 0
+        steps, rule = self._steps, self._rule(constrained)
+        n_new, n_samples = self.prompt.task.max_answer_tokens, self._confidence.samples
+        is_sampled = with_confidence and self._confidence.method == "agreement"
+        rounds = 1 + is_sampled
 
         def generate(batch: list[int]) -> list[list[int]]:
-            own = [rows[row] for row in batch]
-            return greedy(steps, own, stop=stop, n_new=self.prompt.task.max_answer_tokens, rule=rule(len(own)) if rule else None)
+            return greedy(steps, [rows[row] for row in batch], stop=stop, n_new=n_new, rule=rule(len(batch)) if rule else None)
 
-        for batch, answers in zip(batches, self._workers.map(generate, batches), strict=True):
-            for row, answer in zip(batch, answers, strict=True):
-                ids[row] = answer
-            done += len(batch)
+        def agree(batch: list[int]) -> list[float]:
+            drawn = np.stack([draws(texts[row], n_samples, n_new, self._confidence.seed) for row in batch])
+            about: dict[str, Any] = {"stop": stop, "n_new": n_new, "rule": rule(len(batch) * n_samples) if rule else None}
+            found = sample(steps, [rows[row] for row in batch], drawn, temperature=self._confidence.temperature, **about)
+            schema = self.prompt.task.json_schema
+            return [agreement(schema, answers[row], self._decoded(own)) for row, own in zip(batch, found, strict=True)]
+
+        def tell(done: int) -> None:
             if progress:
-                progress(done, len(rows))
-        answers = [self.prompt.tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False) for answer in ids]
-        sums = self._likelihood(rows, ids) if with_likelihood else np.zeros(len(rows))
+                progress(done // rounds, len(rows))
+
+        ids = self._for_each(rows, generate, self._batch_size, tell)
+        answers = self._decoded(ids)
+        logit = np.zeros(len(rows))
+        if is_sampled:
+            shares = self._for_each(rows, agree, max(1, self._batch_size // n_samples), lambda done: tell(len(rows) + done))
+            logit = agreement_logit(shares, n_samples)
+        elif with_confidence:
+            logit = self._read(rows, ids, rule)
         ended = np.array([bool(answer) and answer[-1] == stop for answer in ids], dtype=bool)
-        return Written(answers, sums, np.array([len(answer) for answer in ids], dtype=np.int64), ended)
+        return Written(answers, logit, np.array([len(answer) for answer in ids], dtype=np.int64), ended)
+
+    def _for_each(self, rows: Sequence[list[int]], work: Callable[[list[int]], list[Any]], size: int, tell: Callable[[int], None]) -> list[Any]:
+        """Return what batches of row numbers give, in the order of the rows; the longest come first, and every worker has something to do."""
+        order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
+        size = min(size, -(-len(rows) // self._workers.n))
+        batches = [order[at : at + size] for at in range(0, len(order), size)]
+        found: list[Any] = [None] * len(rows)
+        done = 0
+        for batch, values in zip(batches, self._workers.map(work, batches), strict=True):
+            for row, value in zip(batch, values, strict=True):
+                found[row] = value
+            done += len(batch)
+            tell(done)
+        return found
+
+    def _decoded(self, ids: Sequence[list[int]]) -> list[str]:
+        return [self.prompt.tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False) for answer in ids]
 
     def _rule(self, constrained: bool) -> Callable[[int], Rule] | None:
         """Return what makes the rule of so many answers; None where they may say anything."""
@@ -154,26 +191,51 @@ class Generator:
         )
         return lambda: LLMatcher(tokenizer, grammar)
 
-    def _likelihood(self, rows: Sequence[list[int]], answers: Sequence[list[int]]) -> NDArray[np.float64]:
-        """Return the log probability of each answer by the pass of training; an empty one has 0."""
-        sums = np.zeros(len(rows))
+    def _read(self, rows: Sequence[list[int]], answers: Sequence[list[int]], rule: Callable[[int], Rule] | None) -> NDArray[np.float64]:
+        """Return the likelihood or the margin of each answer by the pass of training; an empty one has 0."""
+        logit = np.zeros(len(rows))
         order = sorted((row for row in range(len(rows)) if answers[row]), key=lambda row: len(rows[row]) + len(answers[row]))
         passes = [order[at : at + 8] for at in range(0, len(order), 8)]
-        for chosen, nats in zip(passes, self._workers.map(lambda chosen: self._nats(chosen, rows, answers), passes), strict=True):
-            sums[chosen] = nats
-        return sums
+        measure = self._margins if self._confidence.method == "margin" else self._likelihoods
+        for chosen, values in zip(passes, self._workers.map(lambda chosen: measure(chosen, rows, answers, rule), passes), strict=True):
+            logit[chosen] = values
+        return logit
 
     @torch.no_grad()
-    def _nats(self, chosen: Sequence[int], rows: Sequence[list[int]], answers: Sequence[list[int]]) -> list[float]:
+    def _logits(self, chosen: Sequence[int], rows: Sequence[list[int]], answers: Sequence[list[int]]) -> tuple[Tensor, Tensor, list[int]]:
+        """Return logits and tokens of answers, one after the other, and the length of each."""
         batch = training_batch(self.prompt.prefix, [rows[row] for row in chosen], [tuple(answers[row]) for row in chosen])
-        losses = torch.nn.functional.cross_entropy(self._forward.logits(batch).cpu(), batch.targets, reduction="none").double()
-        return [-float(own.sum()) for own in torch.split(losses, [len(answers[row]) for row in chosen])]
+        return self._forward.logits(batch).cpu(), batch.targets, [len(answers[row]) for row in chosen]
+
+    def _likelihoods(self, chosen: Sequence[int], rows: Sequence[list[int]], answers: Sequence[list[int]], _: object) -> NDArray[np.float64]:
+        logits, targets, lengths = self._logits(chosen, rows, answers)
+        losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none").double()
+        return likelihood_logit([-float(own.sum()) for own in torch.split(losses, lengths)], lengths)
+
+    def _margins(
+        self, chosen: Sequence[int], rows: Sequence[list[int]], answers: Sequence[list[int]], rule: Callable[[int], Rule] | None
+    ) -> NDArray[np.float64]:
+        logits, targets, lengths = self._logits(chosen, rows, answers)
+        found = []
+        for own, tokens in zip(torch.split(logits, lengths), torch.split(targets, lengths), strict=True):
+            if rule:
+                follows = rule(1)
+                for step, token in enumerate(tokens.tolist()):
+                    follows.forbid([0], own[step : step + 1])
+                    follows.take(0, token)
+            written = own.gather(1, tokens[:, None])
+            others = own.scatter(1, tokens[:, None], float("-inf")).amax(1, keepdim=True)
+            found.append(min(float((written - others).min()), WIDEST))
+        return np.array(found)
 
 
-def load_answerer(base: Path, prompt: Prompt, section: ModelSection, *, weights: Path | None = None, batch_size: int = 32) -> Engine | Generator:
+def load_answerer(
+    base: Path, prompt: Prompt, section: ModelSection, *, weights: Path | None = None, batch_size: int = 32, confidence: ConfidenceSection | None = None
+) -> Engine | Generator:
     """Load what answers a task: the label space scored for a classification, a written answer otherwise. Arguments as in both."""
-    kind = Engine if prompt.task.type == "classification" else Generator
-    return kind(base, prompt, section, weights=weights, batch_size=batch_size)
+    if prompt.task.type == "classification":
+        return Engine(base, prompt, section, weights=weights, batch_size=batch_size)
+    return Generator(base, prompt, section, weights=weights, batch_size=batch_size, confidence=confidence)
 
 
 class _FollowsSchema:

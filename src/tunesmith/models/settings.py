@@ -111,6 +111,21 @@ class TaskSection(Section):
         return tuple(label.name for label in self.labels)
 
 
+class ConfidenceSection(Section):
+    """How a model tells how sure it is of a written answer. One of a label space has the probability of its label."""
+
+    method: Literal["likelihood", "margin", "agreement"] = "likelihood"
+    """`likelihood` is the mean probability of the answer's tokens; `margin` the odds of a written token against the next allowed one, where they are lowest;
+    `agreement` how many of `samples` sampled answers say the same, field by field, which takes about so many times as long. Evaluation, calibration and
+    the model version that follows use the same."""
+    samples: int = Field(default=5, ge=2)
+    """Of `agreement`: answers that are sampled for each text."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of `agreement`: what logits are divided by before sampling; 1 samples as the model believes, less keeps nearer to its first choice."""
+    seed: int = Field(default=0, ge=0)
+    """Of `agreement`: seed of the samples. The same text and seed give the same samples, whatever is asked beside it."""
+
+
 class ModelSection(Section):
     """The base model."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tunesmith.entities import DatasetVersion, Run
 from tunesmith.evaluate.goals import goals_in_words
-from tunesmith.evaluate.report import DETAILS
+from tunesmith.evaluate.report import DETAILS, confidence_in_words
 from tunesmith.models.artifact import ModelFile
 
 _WRITTEN_LIMIT = "It may write what the text does not say; the rates above tell how often it did on the test records."
@@ -50,7 +50,7 @@ On {report["n_test"]:,} test records that no training, calibration or choice has
 {rows}
 
 {opponent}{judge}
-Confidences are calibrated by {report.get("calibration", {}).get("method", "nothing yet")} on {dataset.rows["calibration"]:,} records of their own.
+{_confidence(report.get("calibration", {}))} on {dataset.rows["calibration"]:,} records of their own.
 {goals}{_adapters(report)}
 ## Data
 
@@ -63,6 +63,11 @@ Dropped, each with its reason: {", ".join(f"{count:,} {reason}" for reason, coun
 - A text longer than {model.max_length} tokens with its prompt is cut ({model.truncate_keep} is kept).
 - The scores hold for texts like the test records; elsewhere measure again.
 """
+
+
+def _confidence(calibration: Mapping[str, Any]) -> str:
+    comes_from = f", which come from {confidence_in_words(calibration['confidence'])}," if "confidence" in calibration else ""
+    return f"Confidences{comes_from} are calibrated by {calibration.get('method', 'nothing yet')}"
 
 
 def _adapters(report: Mapping[str, Any]) -> str:
