@@ -173,6 +173,35 @@ def test_a_correction_of_a_withdrawn_record_goes_too(tiny):
     assert record["text"] not in read_records(tiny.root, done.version)["text"]
 
 
+@pytest.mark.parametrize("shown", ["as it is", "in other case and a part of it"])
+def test_a_withdrawn_text_may_not_stay_in_the_examples_of_the_prompt(prepared, cli, shown):
+    project, version = prepared
+    record, other = read_records(project.root, version).filter(split="train").filter(pl.col("text").str.len_chars() > 45).head(2).iter_rows(named=True)
+    text = record["text"] if shown == "as it is" else f"  {record['text'][2:].upper()}"
+    settings = project.root / "tunesmith.yaml"
+    written = settings.read_text(encoding="utf-8")
+    settings.write_text(
+        written.replace(
+            "task:\n",
+            "task:\n  examples:\n"
+            + "".join(f"    - {{text: {json.dumps(each)}, label: {label}}}\n" for each, label in ((other["text"], other["label"]), (text, record["label"]))),
+        ),
+        encoding="utf-8",
+    )
+    opened = Project.load(project.root, ["train.report_to=[]", "train.max_length=400"])
+    flow.plan(opened, version)
+    done = cli("data", "withdraw", record["document_id"], "-C", project.root)
+    assert done.code == 0, done.err
+    assert "task.examples[1] says its text in every prompt" in done.out
+    assert "tunesmith config explain task.examples" in done.out
+    with pytest.raises(DataError, match=rf"task\.examples\[1\], whose text is of {record['document_id']}") as raised:
+        flow.plan(opened, flow.newest_dataset(opened))
+    assert "task.examples[1]" in raised.value.hint
+    settings.write_text(written, encoding="utf-8")
+    opened = Project.load(project.root, ["train.report_to=[]", "train.max_length=400"])
+    flow.plan(opened, flow.newest_dataset(opened))
+
+
 def test_a_document_is_named_by_its_place_or_its_record_too(prepared):
     project, version = prepared
     records = read_records(project.root, version)

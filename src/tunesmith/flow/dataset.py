@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +26,7 @@ from tunesmith.data.settings import Source
 from tunesmith.data.sifted import no_rows
 from tunesmith.data.sources import Tools
 from tunesmith.data.versioning import version_with_dvc
+from tunesmith.data.withdrawn import FILE as WITHDRAWN_FILE
 from tunesmith.data.withdrawn import read_withdrawals
 from tunesmith.entities import DatasetVersion, Record, Run, content_id, utc_now
 from tunesmith.errors import DataError
@@ -37,6 +39,9 @@ from tunesmith.review.harvest import Harvest
 
 if TYPE_CHECKING:
     from tunesmith.models.embed import Embedder
+
+_TELLING = 40
+"""Characters from which on a text that stands inside another one does so for no chance."""
 
 
 def prepare(project: Project, *, fresh: bool = False) -> DatasetVersion:
@@ -262,11 +267,16 @@ def nearest_records(project: Project, text: str, dataset: DatasetVersion, k: int
 
 
 def refuse_leaked_examples(project: Project, dataset: DatasetVersion) -> None:
-    """Refuse examples of the prompt that stand in a held-out split: the prompt would tell answers that are then asked for.
+    """Refuse examples of the prompt that stand in a held-out split, where the prompt would tell answers that are then asked for, or that were withdrawn.
 
     Raises:
-        DataError: names the example and the record. White space, case and typographic quotes make no difference.
+        DataError: names the example and the record or document. White space, case and typographic quotes make no difference.
     """
+    for number, document in withdrawn_examples(project).items():
+        raise DataError(
+            f"An example of the prompt must not say what was taken back. Received: task.examples[{number}], whose text is of {document}, see {WITHDRAWN_FILE}.",
+            hint=f"Take task.examples[{number}] out of {project.file.name}, or put another record of train in its place.",
+        )
     shown = {plain(example.text): number for number, example in enumerate(project.config.task.examples)}
     if not shown:
         return
@@ -278,6 +288,28 @@ def refuse_leaked_examples(project: Project, dataset: DatasetVersion) -> None:
                 f"An example of the prompt must stand in no held-out split. Received: task.examples[{shown[plain(text)]}], which is {identity} of {split}.",
                 hint=f"Take a record of train, as {other[:120]!r}.",
             )
+
+
+def withdrawn_examples(project: Project) -> dict[int, str]:
+    """Return number of each example of the prompt that says the text of a withdrawn document, or a part of it -> that document's id."""
+    examples = project.config.task.examples
+    withdrawals = read_withdrawals(project.root) if examples else []
+    if not withdrawals:
+        return {}
+    of_digest = {one.content_sha256: one.document_id for one in withdrawals}
+    texts: dict[str, str] = {}
+    for version in project.store.all(DatasetVersion):
+        if (project.root / version.path).is_dir():
+            records = read(project, version).filter(pl.col("document_id").is_in([*of_digest.values()]))
+            texts |= {plain(text): document for text, document in records.select("text", "document_id").iter_rows()}
+    found = {}
+    for number, example in enumerate(examples):
+        shown = plain(example.text)
+        same = [document for text, document in texts.items() if shown == text or (min(len(shown), len(text)) >= _TELLING and (shown in text or text in shown))]
+        document = next(iter(same), of_digest.get(hashlib.sha256(example.text.encode()).hexdigest()))
+        if document:
+            found[number] = document
+    return found
 
 
 def read(project: Project, dataset: DatasetVersion) -> pl.DataFrame:

@@ -35,7 +35,7 @@ def plan(project: Project, dataset: DatasetVersion) -> Plan:
     """Say what a run on a dataset version will do and cost, without training; of a finished run, what was said.
 
     Raises:
-        DataError: texts do not fit and `train.excess_length_strategy` is `raise`, or an example of the prompt stands in a held-out split.
+        DataError: texts do not fit and `train.excess_length_strategy` is `raise`, or an example of the prompt stands in a held-out split or was withdrawn.
         RefusedError: a limit of the section `train` would be passed.
     """
     with needs_extra("train"):

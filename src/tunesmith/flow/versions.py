@@ -14,7 +14,7 @@ from tunesmith.data.versioning import checkout_version, commit_file, known_versi
 from tunesmith.data.withdrawn import FILE, Withdrawal, add_withdrawal, read_withdrawals
 from tunesmith.entities import SPLITS, DatasetVersion, utc_now
 from tunesmith.errors import NotFoundError
-from tunesmith.flow.dataset import newest_dataset, next_version
+from tunesmith.flow.dataset import newest_dataset, next_version, withdrawn_examples
 from tunesmith.lineage import Node, walk
 from tunesmith.project import Project
 
@@ -125,16 +125,18 @@ class Withdrawn:
         touched: Records, dataset versions, runs, evaluations, model versions, deployments, predictions and feedback that
             were made from them, each once. Versions that were frozen before still hold the text.
         version: The dataset version without them.
+        examples: Numbers of the `task.examples` that say their text in every prompt; the next training refuses them.
     """
 
     document_ids: tuple[str, ...]
     touched: tuple[Node, ...]
     version: DatasetVersion
+    examples: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
         touched = [node.to_dict() for node in self.touched]
-        return {"document_ids": self.document_ids, "touched": touched, "version": self.version.model_dump(mode="json")}
+        return {"document_ids": self.document_ids, "touched": touched, "version": self.version.model_dump(mode="json"), "examples": self.examples}
 
 
 def withdraw(project: Project, document: str, reason: str, actor: str) -> Withdrawn:
@@ -167,7 +169,8 @@ def withdraw(project: Project, document: str, reason: str, actor: str) -> Withdr
     if project.config.data.dvc:
         commit_file(project.root, FILE, f"withdrawn: {', '.join(ids)}")
     version = next_version(project, newest_dataset(project), because=f"withdrawn: {', '.join(ids)}")
-    return Withdrawn(tuple(ids), tuple(touched.values()), version)
+    examples = tuple(number for number, document_id in withdrawn_examples(project).items() if document_id in ids)
+    return Withdrawn(tuple(ids), tuple(touched.values()), version, examples)
 
 
 def _find_documents(project: Project, document: str) -> pl.DataFrame:

@@ -143,4 +143,8 @@ def withdraw(
         done = versions.withdraw(opened, document, reason, versions.this_user())
     lines = [f"{', '.join(done.document_ids)} touched {len(done.touched):,} things:", *(f"  {node.id}  {node.summary}" for node in done.touched)]
     lines += ["What was frozen or trained before still holds it. Delete it at its source, and take down the models above.", f"Without it: {done.version.id}"]
-    show(as_json, done.to_dict(), "\n".join(lines), next_command="tunesmith train")
+    lines += [
+        f"task.examples[{number}] says its text in every prompt: take it out of {opened.file.name}, or training is refused; models above that show it, too."
+        for number in done.examples
+    ]
+    show(as_json, done.to_dict(), "\n".join(lines), next_command="tunesmith config explain task.examples" if done.examples else "tunesmith train")
