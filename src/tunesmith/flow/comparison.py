@@ -3,13 +3,18 @@
     candidate x seed -> run -> scores on validation, probes of forgetting -> table -> the best by the stated objective
 
 Every run is an ordinary one (`train` finds it again) and is made in a process of its own: its peak memory is its own, and
-a candidate that is refused, fails or is killed for memory leaves a line in the table, not a hole in the night. A killed
-comparison is called again and continues. The test split is not looked at.
+a candidate that is refused, fails or is killed for memory leaves a line in the table, not a hole in the night. Such a process
+ends with this one, by SIGTERM or SIGKILL, once its running step is saved. A killed comparison is called again and continues. The test
+split is not looked at.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import threading
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,10 +22,11 @@ from typing import Any
 
 from tunesmith.config import Config
 from tunesmith.entities import DatasetVersion, Run, content_id, utc_now
-from tunesmith.errors import BackendError, TunesmithError
+from tunesmith.errors import BackendError, Terminated, TunesmithError
 from tunesmith.flow.objective import documents, objective
 from tunesmith.flow.scoring import read_probe_texts, read_probes, score_validation
 from tunesmith.flow.training import plan, run_id, run_plan, train
+from tunesmith.launch.processes import sigterm_handed_on
 from tunesmith.libraries import quiet_libraries
 from tunesmith.project import Progress, Project, needs_extra
 from tunesmith.train.settings import TrainSection
@@ -50,6 +56,7 @@ def compare(project: Project, dataset: DatasetVersion) -> Comparison:
     Raises:
         ConfigError: the objective is none of this kind of task, or needs costs that are not stated.
         BackendError: no candidate could be trained.
+        Terminated: SIGTERM came, and the running step was saved.
     """
     with needs_extra("train"):
         from tunesmith.evaluate.candidates import compare_candidates
@@ -129,19 +136,25 @@ def _run_of(project: Project, dataset: DatasetVersion, settings: TrainSection, w
         child.start()
         there.close()
         made: Run | str = ""
-        while True:
-            try:
-                kind, value = here.recv()
-            except EOFError:
-                break
-            if kind == "advance":
-                at, total, detail = value
-                project.progress.advance(at, total, f"{what}: {detail}")
-            elif kind == "refused":
-                made = value
-            else:
-                made = project.store.get(Run, value)
-        child.join()
+        last_words = ""
+        with sigterm_handed_on(child.terminate) as stopped:
+            while True:
+                try:
+                    kind, value = here.recv()
+                except EOFError:
+                    break
+                if kind == "advance":
+                    at, total, detail = value
+                    project.progress.advance(at, total, f"{what}: {detail}")
+                elif kind == "terminated":
+                    last_words = value
+                elif kind == "refused":
+                    made = value
+                else:
+                    made = project.store.get(Run, value)
+            child.join()
+        if stopped.is_set() or last_words:
+            raise Terminated(last_words or "SIGTERM came: what was done is saved.")
         if not made:
             made = f"its process ended with {child.exitcode}" + (", killed: too little memory, most likely" if child.exitcode == -9 else "")
         done(f"{what}: {made if isinstance(made, str) else made.id}")
@@ -155,26 +168,38 @@ class _Told(Progress):
         self._connection = connection
 
     def advance(self, done: int, total: int, detail: str = "") -> None:
-        self._connection.send(("advance", (done, total, detail)))
+        with suppress(BrokenPipeError):  # `_end_with_parent` ends this process, once it saved what it did
+            self._connection.send(("advance", (done, total, detail)))
 
 
 def _in_child(root: str, config: dict[str, Any], dataset_id: str, connection: Connection) -> None:
     """Train and measure one run; send how it goes, then the run's id or why there is none."""
     quiet_libraries()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     project = Project(Path(root), Config.model_validate(config), _Told(connection))
+    told: tuple[str, str]
     try:
         dataset = project.store.get(DatasetVersion, dataset_id)
         run = train(project, dataset, plan(project, dataset))
         score_validation(project, dataset, run)
         if read_probe_texts(project) is not None:
             read_probes(project, run)
-    except BrokenPipeError:
-        return  # nobody waits for it any more; the checkpoint stays
+        told = "run", run.id
     except TunesmithError as error:
-        connection.send(("refused", error.message))
-    else:
-        connection.send(("run", run.id))
+        told = "refused", error.message
+    except Terminated as end:
+        told = "terminated", str(end)
+    with suppress(BrokenPipeError):
+        connection.send(told)
     connection.close()
+
+
+def _end_with_parent() -> None:
+    """When the process that started this one has ended, finish the running step and save it; where nothing trains, end at once."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # noqa: S101 - this is a child
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _is_measured(project: Project, dataset: DatasetVersion, run: Run) -> bool:

@@ -96,10 +96,11 @@ def fit_job(project: Project, job: Job, rows: Rows, validation: Validation | Non
         And what `fit` raises.
     """
     from tunesmith.train.fit import Fitted, fit
-    from tunesmith.train.job import remove_rows
+    from tunesmith.train.job import only_writer, remove_rows
 
     if project.config.launch.launcher == "local":
-        fitted = fit(rows, job.prefix, job.base, job.model, job.train, job.folder, report, validation=validation, start=job.start)
+        with only_writer(job.folder):
+            fitted = fit(rows, job.prefix, job.base, job.model, job.train, job.folder, report, validation=validation, start=job.start)
     else:
         save_job(job, rows, validation)
         fitted = Fitted(**_fit_in_processes(project, job.folder, report))

@@ -71,7 +71,7 @@ def follow(command: Sequence[str], log: Path, on_line: Callable[[dict[str, Any]]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, env=environment, start_new_session=True)
     assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018 - pipes were asked for
     try:
-        with _handed_on(process.stdin) as stopped:
+        with sigterm_handed_on(process.stdin.close) as stopped:
             for line in process.stdout:
                 if (told := heard(line.decode(errors="replace"))) is not None:
                     on_line(told)
@@ -89,8 +89,8 @@ def follow(command: Sequence[str], log: Path, on_line: Callable[[dict[str, Any]]
 
 
 @contextmanager
-def _handed_on(pipe: Any) -> Iterator[threading.Event]:
-    """Close the pipe when SIGTERM comes; yield the event that says so."""
+def sigterm_handed_on(hand_on: Callable[[], None]) -> Iterator[threading.Event]:
+    """Call a function when SIGTERM comes, and go on; yield the event that says so. Outside of the main thread, which signals reach alone, nothing is done."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped
@@ -98,8 +98,7 @@ def _handed_on(pipe: Any) -> Iterator[threading.Event]:
 
     def stop(*_: object) -> None:
         stopped.set()
-        if not pipe.closed:
-            pipe.close()
+        hand_on()
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

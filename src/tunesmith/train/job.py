@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -88,6 +89,20 @@ class Job:
             return None
         prompt = load_prompt(self.base, self.task, self.train.max_length, self.train.truncate_keep)
         return Validation(prompt, _read_rows(folder), np.load(folder / "truth.npy"))
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Wait until no earlier process of a run, whose parent was killed, still writes to its folder."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".training").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 class Ragged(Sequence[list[int]]):

@@ -12,8 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from tunesmith.errors import Terminated, TunesmithError
 from tunesmith.libraries import quiet_libraries
 from tunesmith.told import FOLLOWS_PARENT, tell
 from tunesmith.train.fit import fit
-from tunesmith.train.job import Job
+from tunesmith.train.job import Job, only_writer
 from tunesmith.train.processes import Processes
 
 
@@ -45,7 +44,7 @@ def main() -> None:
             if step == arguments.kill_at and processes.is_first:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        with _only_one(job.folder) if processes.is_first else _nothing():
+        with only_writer(job.folder) if processes.is_first else nullcontext():
             fitted = fit(
                 job.rows(),
                 job.prefix,
@@ -79,24 +78,6 @@ def _follow_parent() -> None:
     while os.read(0, 1024):  # not through sys.stdin, whose lock would be held when this process ends
         pass
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Wait until no earlier process of this run, whose parent was killed, still writes to its folder."""
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # Windows
-        yield
-        return
-    with (folder / ".training").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 if __name__ == "__main__":
