@@ -34,8 +34,9 @@ def staged(root, start="continue", more=()):
 
 
 @pytest.mark.parametrize("start", ["continue", "merge"])
-def test_each_stage_is_measured_on_itself_and_on_all_before_it(fresh, start):
-    project = staged(fresh, start)
+def test_each_stage_is_measured_on_itself_and_on_all_before_it(fresh, start, monkeypatch):
+    project, tokenised, read = staged(fresh, start), [], stages._records
+    monkeypatch.setattr(stages, "_records", lambda project, stage: tokenised.append(stage.name) or read(project, stage))
     dataset = flow.prepare(project)
     run = flow.train(project, dataset)
     table = flow.stage_table(project, run.path)
@@ -52,13 +53,17 @@ def test_each_stage_is_measured_on_itself_and_on_all_before_it(fresh, start):
     whole = (project.root / run.path / "weights" / "model.safetensors").exists()
     assert whole == (start == "merge")
 
+    # Each file was tokenised once, though the plan, the stages and the task need it.
+    assert len(tokenised) == len(set(tokenised)) == 2
+
     # All is found again; another last stage trains the first one not again.
-    stages = {file: file.stat().st_mtime_ns for file in (project.state / "stages").rglob("weights/*")}
+    trained = {file: file.stat().st_mtime_ns for file in (project.state / "stages").rglob("weights/*")}
     assert flow.train(project, dataset).id == run.id
     other = staged(fresh, more=["train.learning_rate=3e-3"])
     second = flow.train(other, dataset)
     assert second.id != run.id
-    assert {file: file.stat().st_mtime_ns for file in stages} == stages
+    assert {file: file.stat().st_mtime_ns for file in trained} == trained
+    assert len(tokenised) == 2  # another rate cuts no text otherwise
     evaluation = flow.evaluate(project, run)
     assert evaluation.n_test > 0
 

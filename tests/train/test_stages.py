@@ -8,7 +8,7 @@ from tunesmith.errors import ConfigError
 from tunesmith.models.engine import load_tokenizer
 from tunesmith.models.weights import load_model, load_tuned
 from tunesmith.train.settings import StageSection, TrainSection
-from tunesmith.train.stages import begin_with, merge, mix_replay, pack_texts, stage_data
+from tunesmith.train.stages import StageData, begin_with, merge, mix_replay, pack_texts, stage_data
 from tunesmith.train.strategies import load_strategy
 
 texts = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="<|>"), min_size=1, max_size=60), min_size=1, max_size=12)
@@ -50,6 +50,23 @@ def test_what_is_held_out_is_not_learnt(tokenizer, objective):
     for number in range(120):
         text = f"letter {number} about my card and my account"
         assert (text in learnt) != any(text in each for each in held)
+
+
+@pytest.mark.parametrize("objective", ["text", "instruction"])
+def test_what_is_cached_is_what_was_made(tokenizer, tmp_path, objective):
+    made = []
+
+    def make():
+        made.append(stage_data(records(120), StageSection(name="domain", path="x", objective=objective), TrainSection(max_length=160), tokenizer))
+        return made[0]
+
+    first, second = (StageData.cached(tmp_path / "tokens" / "tok_1", make) for _ in range(2))
+    assert len(made) == 1
+    for found in (first, second):
+        assert (found.contexts, found.continuations) == (made[0].contexts, made[0].continuations)
+        assert [*found.rows.prompts] == made[0].rows.prompts
+        assert [*map(tuple, found.rows.answers)] == made[0].rows.answers
+        assert (found.rows.record_ids, found.rows.weights, found.rows.excess) == (made[0].rows.record_ids, made[0].rows.weights, made[0].rows.excess)
 
 
 def test_too_few_texts_are_refused(tokenizer):

@@ -3,8 +3,9 @@
     stage 1 -> weights -> stage 2 -> weights -> ... -> the task's run
 
 A stage's id names its file, its settings and the stage before, so that a changed stage is trained again with all that
-follow, and no other. After each stage, and after the task, the model reads general text and what every stage held out:
-the cross-entropy of each, before and after, is kept in stages.json. A stage that breaks its budget stops the run.
+follow, and no other. Its file is tokenised once, by the first command that needs it, into .tunesmith/tokens. After each
+stage, and after the task, the model reads general text and what every stage held out: the cross-entropy of each, before
+and after, is kept in stages.json. A stage that breaks its budget stops the run.
 """
 
 from __future__ import annotations
@@ -76,13 +77,17 @@ def stages_id(project: Project) -> str:
 
 
 def _stage_id(project: Project, stage: StageSection, before: str) -> str:
-    file = project.root / stage.path
-    if not file.is_file():
-        raise NotFoundError(f"The file of the stage {stage.name} must exist. Received: {stage.path}.", hint="tunesmith config explain train.stages")
     own = named_in_id(project.config.train.of_stage(stage).model_dump(mode="json", exclude={"save_steps", "logging_steps", "report_to", "adapters"}))
     settings = stage.model_dump(mode="json", exclude={"max_forgetting", "train"})
     model = project.model_section.computing()
-    return content_id("stg", before, project.base.sha256, file_sha256(file), settings, own, model, STEP_VERSION)
+    return content_id("stg", before, project.base.sha256, _file_sha256(project, stage), settings, own, model, STEP_VERSION)
+
+
+def _file_sha256(project: Project, stage: StageSection) -> str:
+    file = project.root / stage.path
+    if not file.is_file():
+        raise NotFoundError(f"The file of the stage {stage.name} must exist. Received: {stage.path}.", hint="tunesmith config explain train.stages")
+    return file_sha256(file)
 
 
 def data_of_stages(project: Project) -> dict[str, StageData]:
@@ -92,10 +97,18 @@ def data_of_stages(project: Project) -> dict[str, StageData]:
         NotFoundError: a stage's file does not exist.
         DataError: it cannot be read or used.
     """
-    from tunesmith.train.stages import stage_data
+    return {stage.name: _data_of(project, stage) for stage in project.config.train.stages}
 
-    section = project.config.train
-    return {stage.name: stage_data(_records(project, stage), stage, section.of_stage(stage), project.prompt.tokenizer) for stage in section.stages}
+
+def _data_of(project: Project, stage: StageSection) -> StageData:
+    """Return what a stage learns and holds out, tokenised once for all commands and settings that it is the same for."""
+    from tunesmith.train.stages import StageData, stage_data
+
+    settings = project.config.train.of_stage(stage)
+    own = stage.model_dump(mode="json", exclude={"max_forgetting", "train"})
+    cut = settings.model_dump(mode="json", include={"max_length", "excess_length_strategy", "truncate_keep"})
+    identity = content_id("tok", _file_sha256(project, stage), own, cut, project.base.sha256, STEP_VERSION)
+    return StageData.cached(project.state / "tokens" / identity, lambda: stage_data(_records(project, stage), stage, settings, project.prompt.tokenizer))
 
 
 def _learnt(data: Mapping[str, StageData], name: str, settings: TrainSection) -> Rows:

@@ -9,13 +9,11 @@ The rows are tokenised once, by the command that starts the processes; a rows fo
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
 
 import numpy as np
 
@@ -24,6 +22,7 @@ from tunesmith.models.engine import load_prompt
 from tunesmith.models.settings import ModelSection, TaskSection
 from tunesmith.train.batches import Rows
 from tunesmith.train.settings import TrainSection
+from tunesmith.train.token_cache import read_rows, write_once, write_rows
 from tunesmith.train.validation import Validation
 
 JOB_FILE = "job.json"
@@ -62,9 +61,9 @@ class Job:
             validation: Tokenises the validation split, or None.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write_once(self.folder / _ROWS, lambda into: _write_rows(rows(), into))
+        write_once(self.folder / _ROWS, lambda into: write_rows(rows(), into))
         if validation:
-            _write_once(self.folder / _VALIDATION, lambda into: _write_validation(validation(), into))
+            write_once(self.folder / _VALIDATION, lambda into: _write_validation(validation(), into))
         values = {"base": str(self.base), "prefix": list(self.prefix), "n_processes": self.n_processes, "fsdp": self.fsdp}
         values |= {"start": str(self.start) if self.start else None}
         sections = {name: getattr(self, name).model_dump(mode="json") for name in ("model", "train", "task")}
@@ -80,7 +79,7 @@ class Job:
 
     def rows(self) -> Rows:
         """Return the training rows; their token ids stay on disk until they are read."""
-        return _read_rows(self.folder / _ROWS)
+        return read_rows(self.folder / _ROWS)
 
     def validation(self) -> Validation | None:
         """Return the validation split, or None where the run does not evaluate."""
@@ -88,7 +87,7 @@ class Job:
         if not self.train.eval_steps or not folder.exists():
             return None
         prompt = load_prompt(self.base, self.task, self.train.max_length, self.train.truncate_keep)
-        return Validation(prompt, _read_rows(folder), np.load(folder / "truth.npy"))
+        return Validation(prompt, read_rows(folder), np.load(folder / "truth.npy"))
 
 
 @contextmanager
@@ -105,59 +104,8 @@ def only_writer(folder: Path) -> Iterator[None]:
         yield
 
 
-class Ragged(Sequence[list[int]]):
-    """Lists of token ids of any length, mapped from one flat array on disk."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self._values = np.load(folder / f"{name}.npy", mmap_mode="r")
-        self._ends = np.load(folder / f"{name}.ends.npy", mmap_mode="r")
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    @overload
-    def __getitem__(self, at: int) -> list[int]: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[list[int]]: ...
-    def __getitem__(self, at: int | slice) -> Any:
-        if isinstance(at, slice):
-            return [self[each] for each in range(*at.indices(len(self)))]
-        if not 0 <= at < len(self):
-            raise IndexError(at)
-        return self._values[self._ends[at] : self._ends[at + 1]].tolist()
-
-    @staticmethod
-    def write(folder: Path, name: str, lists: Sequence[Sequence[int]]) -> None:
-        """Write lists of token ids."""
-        np.save(folder / f"{name}.npy", np.fromiter((token for each in lists for token in each), dtype=np.int32))
-        np.save(folder / f"{name}.ends.npy", np.cumsum([0, *map(len, lists)], dtype=np.int64))
-
-
-def _write_once(folder: Path, write: Callable[[Path], None]) -> None:
-    if folder.exists():
-        return
-    partial = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    write(partial)
-    os.replace(partial, folder)
-
-
-def _write_rows(rows: Rows, folder: Path) -> None:
-    Ragged.write(folder, "prompts", rows.prompts)
-    Ragged.write(folder, "answers", rows.answers)
-    np.save(folder / "weights.npy", np.array(rows.weights))
-    np.save(folder / "record_ids.npy", np.array(rows.record_ids))
-    np.save(folder / "excess.npy", np.array(rows.excess, dtype=np.str_))
-
-
-def _read_rows(folder: Path) -> Rows:
-    ids, weights, excess = (np.load(folder / f"{name}.npy").tolist() for name in ("record_ids", "weights", "excess"))
-    return Rows(ids, Ragged(folder, "prompts"), Ragged(folder, "answers"), excess, weights)  # type: ignore[arg-type]
-
-
 def _write_validation(validation: Validation, folder: Path) -> None:
-    _write_rows(validation.rows, folder)
+    write_rows(validation.rows, folder)
     np.save(folder / "truth.npy", validation.truth)
 
 

@@ -9,9 +9,10 @@ of it.
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ import polars as pl
 import torch
 
 from tunesmith.errors import ConfigError
+from tunesmith.files import write_json
 from tunesmith.models.settings import ModelSection, TaskSection
 from tunesmith.models.tokens import Prompt
 from tunesmith.models.weights import load_tuned, weights_file
 from tunesmith.train.batches import Rows, encode_rows
 from tunesmith.train.settings import StageSection, TrainSection
+from tunesmith.train.token_cache import read_rows, write_once, write_rows
 
 _HELD_OUT = 20
 """One text in so many is held out."""
@@ -33,6 +36,7 @@ _MOST_HELD_OUT = 60
 """Held-out texts that are read to measure a stage."""
 
 _HELD_OUT_CHARACTERS = 2000
+_HELD_OUT_FILE = "held_out.json"
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,22 @@ class StageData:
     rows: Rows
     contexts: tuple[str, ...]
     continuations: tuple[str, ...]
+
+    @classmethod
+    def cached(cls, folder: Path, make: Callable[[], StageData]) -> StageData:
+        """Return what a folder holds, and let `make` tokenise it first where there is none.
+
+        Args:
+            folder: Its name says what the token ids depend on.
+            make: Reads the stage's file and tokenises it.
+        """
+        write_once(folder, lambda into: make()._write(into))
+        held_out = json.loads((folder / _HELD_OUT_FILE).read_text(encoding="utf-8"))
+        return cls(read_rows(folder), tuple(held_out["contexts"]), tuple(held_out["continuations"]))
+
+    def _write(self, folder: Path) -> None:
+        write_rows(self.rows, folder)
+        write_json(folder / _HELD_OUT_FILE, {"contexts": self.contexts, "continuations": self.continuations})
 
 
 def stage_data(records: pl.DataFrame, stage: StageSection, section: TrainSection, tokenizer: Any) -> StageData:
