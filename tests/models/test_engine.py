@@ -100,14 +100,10 @@ def test_auto_dtype_is_what_the_processor_multiplies(base, monkeypatch, amx, avx
     assert resolve(section(base, dtype="auto"), base).dtype == dtype
 
 
-def test_auto_forward_is_fast_where_it_is_exact(base, tmp_path, monkeypatch):
+def test_auto_forward_is_fast_where_it_is_exact(base, tmp_path):
     auto = section(base, forward="auto")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve(auto, base).forward == "fast"
     assert resolve(auto, base, fits_fast_pass=False).forward == "plain"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert resolve(auto, base).forward == "plain"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     biased = shutil.copytree(base, tmp_path / "biased")
     (biased / "config.json").write_text(json.dumps(json.loads((base / "config.json").read_text()) | {"attention_bias": True}))
     assert resolve(auto, biased).forward == "plain"
@@ -116,7 +112,7 @@ def test_auto_forward_is_fast_where_it_is_exact(base, tmp_path, monkeypatch):
 
 
 def test_the_fast_pass_is_refused_with_dropout(base):
-    with pytest.raises(ConfigError, match=r"without dropout and magnitudes, and its own attention\. Received: llama on the CPU"):
+    with pytest.raises(ConfigError, match=r"without dropout and magnitudes.* Received: llama with what it lacks"):
         resolve(section(base), base, fits_fast_pass=False)
 
 

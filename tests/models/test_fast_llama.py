@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -165,7 +166,8 @@ def test_weights_are_not_held_twice(base):
         ({"attention_bias": True}, False),
         ({"mlp_bias": True}, False),
         ({"hidden_act": "gelu"}, False),
-        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}}, False),
+        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}}, True),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}}, False),
     ],
     ids=str,
 )
@@ -186,3 +188,33 @@ def test_the_real_model_has_the_loss_of_the_plain_path(real_base, dtype, toleran
     with torch.no_grad():
         plain, fast = (loss_of(forward(model), prefix, rows, answers) for forward in (PlainForward, FastLlama))
     torch.testing.assert_close(fast, plain, rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("prefix", [[], [5, 6, 7]], ids=["no prefix", "prefix"])
+@pytest.mark.parametrize("rows", [([[11, 12, 13], [21], [31, 32, 33, 34]], [[14, 2], [22, 23, 2], [37, 2]]), ([[11]], [[12]])], ids=["ragged", "one token"])
+def test_fused_attention_is_the_same(base, prefix, rows):
+    assert_same_pass(adapted(base), prefix, *rows, forward=partial(FastLlama, is_fused=True))
+
+
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_what_is_recomputed_has_the_same_bits(base, is_fused):
+    model, prefix, rows = adapted(base), [5, 6], ([[11, 12, 13], [21]], [[14, 2], [22, 23, 2]])
+    kept, again = (loss_of(FastLlama(plain_model(model), recomputes=recomputes, is_fused=is_fused), prefix, *rows) for recomputes in (False, True))
+    assert kept == again
+    expected, made = gradients(kept, model), gradients(again, model)
+    assert all(torch.equal(made[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
+        {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+    ],
+    ids=["linear", "llama3"],
+)
+def test_scaled_rotary_frequencies_are_those_of_the_model(base, tmp_path, rope):
+    shutil.copytree(base, tmp_path / "scaled")
+    path = tmp_path / "scaled" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_parameters": rope}))
+    assert_same_pass(adapted(tmp_path / "scaled"), [5, 6], [[11, 12, 13], [21]], [[14, 2], [22, 23, 2]])

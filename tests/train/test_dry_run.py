@@ -1,5 +1,7 @@
 """A step without numbers holds what the same step holds with them."""
 
+import json
+
 import pytest
 import torch
 
@@ -31,7 +33,8 @@ def dry(records, prompt, base, model):
         section = TrainSection(max_length=160, excess_length_strategy="truncate", **settings)
         strategy, rows = load_strategy(section), encode_rows(records, prompt, section)
         batches = [lambda part=part: rows_batch(rows, part, prompt.prefix) for part in chosen]
-        return dry_run(base, model.model_copy(update={"forward": forward}), strategy.prepare, batches, in_float32=strategy.in_float32)
+        chosen_model, recomputes = model.model_copy(update={"forward": forward}), section.gradient_checkpointing
+        return dry_run(base, chosen_model, strategy.prepare, batches, in_float32=strategy.in_float32, recomputes=recomputes)
 
     return count
 
@@ -41,6 +44,8 @@ def dry(records, prompt, base, model):
     [
         ("lora", "fast", {}),
         ("lora", "fast", {"lora_layers": 1}),
+        ("lora", "fast", {"gradient_checkpointing": True}),
+        ("lora", "plain", {"gradient_checkpointing": True}),
         ("lora", "plain", {"lora_dropout": 0.1}),
         ("lora", "plain", {"use_dora": True}),
         ("full", "plain", {}),
@@ -57,7 +62,7 @@ def test_what_is_counted_is_what_a_real_pass_holds(dry, records, prompt, base, m
     with LiveBytes() as live:
         for held in (*learner.parameters(), *learner.buffers()):
             live._add(held)
-        passing = forward_pass(learner, chosen)
+        passing = forward_pass(learner, chosen, recomputes=section.gradient_checkpointing)
         batch = rows_batch(rows, range(8), prompt.prefix)
         before = live.peak = live.now
         loss = answer_loss(passing, batch)
@@ -65,6 +70,20 @@ def test_what_is_counted_is_what_a_real_pass_holds(dry, records, prompt, base, m
     assert loss.item() > 0
     assert counted.passes == pytest.approx((live.peak - before,), rel=0.002)
     assert counted.trained == sum(gradient.nbytes for gradient in gradients)
+
+
+@pytest.mark.parametrize("forward", ["fast", "plain"])
+def test_layers_that_recompute_hold_less(records, prompt, base, model, tmp_path, forward):
+    config = json.loads((base / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 12, "layer_types": None}))
+    section = TrainSection(max_length=160, excess_length_strategy="truncate")
+    rows, chosen = encode_rows(records, prompt, section), model.model_copy(update={"forward": forward})
+    held = {}
+    for recomputes in (False, True):
+        strategy = load_strategy(section)
+        run = dry_run(tmp_path, chosen, strategy.prepare, [lambda: rows_batch(rows, range(16), prompt.prefix)], in_float32=False, recomputes=recomputes)
+        held[recomputes] = run.passes[0]
+    assert held[True] < 0.4 * held[False]
 
 
 def test_weights_are_counted_once_and_in_their_precision(dry, base, model):

@@ -50,6 +50,8 @@ def run(tmp_path, records, prompt, base, model):
         ("fast", {"lora_layers": 1}, {"activation_cache": True}),
         ("fast", {"lora_layers": 1, "gradient_accumulation_steps": 3}, {"activation_cache": True}),
         ("fast", {}, {"chunked_loss": False}),
+        ("fast", {"gradient_accumulation_steps": 2}, {"gradient_checkpointing": True}),
+        ("plain", {}, {"gradient_checkpointing": True}),
     ],
 )
 def test_what_is_learnt_is_equal(run, forward, settings, trick):

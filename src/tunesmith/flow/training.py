@@ -143,11 +143,11 @@ def fitted_run(project: Project, identity: str, dataset: DatasetVersion, setting
 
 def machine(project: Project) -> str:
     """Say what the speed of a run is comparable with: passes side by side, forward pass, precision and processes."""
-    from tunesmith.models.processor import n_workers
+    from tunesmith.models.processor import what_computes
 
     launch = project.config.launch
     processes = f", {launch.n_processes} processes" if launch.n_processes > 1 else ""
-    return f"{n_workers()} workers, {project.model_section.forward}, {project.model_section.dtype}{processes}"
+    return f"{what_computes()}, {project.model_section.forward}, {project.model_section.dtype}{processes}"
 
 
 def run_id(project: Project, dataset: DatasetVersion) -> str:

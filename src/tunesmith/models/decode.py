@@ -25,7 +25,9 @@ from torch import Tensor
 from torch.nn.functional import silu
 from transformers import DynamicCache
 
-from tunesmith.models.fast_llama import FastLlama, _rms_norm, _rotate
+from tunesmith.models.elementwise import rms_norm, rotate
+from tunesmith.models.fast_llama import FastLlama
+from tunesmith.models.joined import JoinedProduct, write
 
 NEAR = 2.0**-6
 """Distance from the highest logit, relative to its size plus one, within which logits are computed again: two steps of bfloat16."""
@@ -167,7 +169,7 @@ class FastSteps:
 
     def __init__(self, forward: FastLlama, head: Tensor, prefix: Sequence[int]) -> None:
         self.forward, self.head = forward, head
-        self.layers = [(weights, [_Product(product) for product in weights.products]) for weights in forward._layers]
+        write([product for weights in forward._layers for product in weights.products])
         # Of the prefix: shape (L, K, n_prefix, d).
         self.keys = self.values = head.new_empty(len(forward._layers), forward._n_kv_heads, 0, forward._head_dim)
         if prefix:
@@ -193,16 +195,18 @@ class _FastRows:
         self._steps, self._width = steps, max(map(len, rows))
         n, dtype = len(rows), forward.dtype
         shape = (len(forward._layers), n, forward._n_kv_heads, self._width + n_new, forward._head_dim)
-        self.keys, self.values = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
-        input_ids = torch.tensor([[0] * (self._width - len(row)) + list(row) for row in rows])
-        self._padding = torch.tensor([self._width - len(row) for row in rows])
+        device = forward.device
+        self.keys, self.values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
+        input_ids = torch.tensor([[0] * (self._width - len(row)) + list(row) for row in rows], device=device)
+        self._padding = torch.tensor([self._width - len(row) for row in rows], device=device)
         # Added to scores: what stands in a row's padding is not seen.
-        self._mask = torch.zeros(n, shape[3], dtype=dtype).masked_fill_(torch.arange(shape[3]) < self._padding[:, None], torch.finfo(dtype).min / 2)
-        self.states = torch.empty(n, forward.width)
-        causal = torch.full((self._width, self._width), torch.finfo(dtype).min / 2, dtype=dtype).triu_(1)
+        columns, unseen = torch.arange(shape[3], device=device), torch.finfo(dtype).min / 2
+        self._mask = torch.zeros(n, shape[3], dtype=dtype, device=device).masked_fill_(columns < self._padding[:, None], unseen)
+        self.states = torch.empty(n, forward.width, device=device)
+        causal = torch.full((self._width, self._width), unseen, dtype=dtype, device=device).triu_(1)
         size = max(1, _PREFILL_TOKENS // self._width)
         for at in (slice(start, min(n, start + size)) for start in range(0, n, size)):
-            mask = (self._mask[at, None, : self._width] + causal).clamp_(min=torch.finfo(dtype).min / 2)
+            mask = (self._mask[at, None, : self._width] + causal).clamp_(min=unseen)
             hidden = self._through(input_ids[at], at, slice(0, self._width), mask)
             self.states[at] = hidden.view(at.stop - at.start, self._width, -1)[:, -1].float()
         self.states = self._normed(self.states)
@@ -212,12 +216,12 @@ class _FastRows:
         """Read one more token a row."""
         at = self._width
         self._width += 1
-        hidden = self._through(tokens[:, None], slice(None), slice(at, at + 1), self._mask[:, None, : at + 1])
+        hidden = self._through(tokens[:, None].to(self.states.device), slice(None), slice(at, at + 1), self._mask[:, None, : at + 1])
         self.states = self._normed(hidden.float())
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows alone."""
-        filled = slice(0, self._width)
+        filled, rows = slice(0, self._width), rows.to(self.states.device)
         for name in ("keys", "values"):
             old = getattr(self, name)
             new = old.new_empty(old.shape[0], len(rows), *old.shape[2:])
@@ -227,25 +231,25 @@ class _FastRows:
 
     def _normed(self, hidden: Tensor) -> Tensor:
         forward = self._steps.forward
-        return _rms_norm(hidden, forward._norm, forward._epsilon)[0]
+        return rms_norm(hidden, forward._norm, forward._epsilon)[0]
 
     def _through(self, input_ids: Tensor, rows: slice, columns: slice, mask: Tensor) -> Tensor:
         """Read tokens of rows, shape (n, w), that stand in the given columns; return the last layer's output, shape (n * w, D)."""
         forward = self._steps.forward
         epsilon, n_kv, group, d = forward._epsilon, forward._n_kv_heads, forward._group, forward._head_dim
         n_prefix = self._steps.keys.shape[2]
-        places = torch.arange(columns.start, columns.stop) - self._padding[rows, None]
+        places = torch.arange(columns.start, columns.stop, device=forward.device) - self._padding[rows, None]
         angles = torch.outer((places.clamp_(min=0) + n_prefix).flatten().float(), forward._frequencies)
         cos, sin = angles.cos().to(forward.dtype), angles.sin().to(forward.dtype)
         x = forward._embedding[input_ids.flatten()]
         n_q, n_k = n_kv * group * d, n_kv * d
-        for layer, (weights, (qkv, o, gate_up, down)) in enumerate(self._steps.layers):
-            mixed = qkv(_rms_norm(x, weights.norm1, epsilon)[0])
-            q = _rotate(mixed[:, :n_q].view(-1, n_kv, group, d), cos[:, None, None], sin[:, None, None])
-            k = _rotate(mixed[:, n_q : n_q + n_k].view(-1, n_kv, d), cos[:, None], sin[:, None])
-            x = o(self._attend(layer, rows, columns, q, k, mixed[:, n_q + n_k :].reshape(-1, n_kv, d), mask), x)
-            gate, up = gate_up(_rms_norm(x, weights.norm2, epsilon)[0]).chunk(2, dim=1)
-            x = down(silu(gate).mul_(up), x)
+        for layer, weights in enumerate(forward._layers):
+            mixed = _product(weights.qkv, rms_norm(x, weights.norm1, epsilon)[0])
+            q = rotate(mixed[:, :n_q].view(-1, n_kv, group, d), cos[:, None, None], sin[:, None, None])
+            k = rotate(mixed[:, n_q : n_q + n_k].view(-1, n_kv, d), cos[:, None], sin[:, None])
+            x = _product(weights.o, self._attend(layer, rows, columns, q, k, mixed[:, n_q + n_k :].reshape(-1, n_kv, d), mask), x)
+            gate, up = _product(weights.gate_up, rms_norm(x, weights.norm2, epsilon)[0]).chunk(2, dim=1)
+            x = _product(weights.down, silu(gate).mul_(up), x)
         return x
 
     def _attend(self, layer: int, rows: slice, columns: slice, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -285,22 +289,10 @@ class _FastRows:
         return attended.permute(0, 3, 1, 2, 4).reshape(n * w, n_kv * group * d)
 
 
-class _Product:
-    """Linear layers that read the same input, with their adapters: y = [x, x A'] [W, B]'.
-
-    Args:
-        product: As the fast pass has it.
-    """
-
-    def __init__(self, product: Any) -> None:
-        product.write()  # B as it is now
-        self._joined, self._n_in = product.joined, product.n_in
-        self._a = torch.cat([part.a.detach() for part in product.parts]).to(self._joined.dtype)
-
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Return y, plus a residual where there is one: shape (N, n_out)."""
-        given = torch.cat([x, x @ self._a.t()], dim=1) if len(self._a) else x
-        return given @ self._joined.t() if residual is None else torch.addmm(residual, given, self._joined.t())
+def _product(product: JoinedProduct, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """Return a product of x, shape (N, n_in), plus a residual where there is one: shape (N, n_out)."""
+    given = torch.cat([x, x @ product.a.t()], dim=1) if product.rank else x
+    return given @ product.joined.t() if residual is None else torch.addmm(residual, given, product.joined.t())
 
 
 class PlainSteps:

@@ -5,7 +5,7 @@ scored. Labels are scored by what the model writes for them: the logits at the f
 that share their first tokens take one more pass per shared beginning. All confidences are over the label space.
 
 On the CPU the fast pass (`fast_llama.py`) runs one batch a core, each on one thread: workers that never wait for each
-other scale better than threads inside one small product, and do not stall beside a busy process.
+other scale better than threads inside one small product, and do not stall beside a busy process. A GPU runs one batch at a time.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tunesmith.models.batch import Batch, scoring_batch
 from tunesmith.models.encoder import EncoderForward, EncoderPrompt, is_encoder, positions_of
 from tunesmith.models.kernels import refuse_missing_attention
 from tunesmith.models.likelihood import log_probabilities
+from tunesmith.models.logits import head_weight, logits_of
 from tunesmith.models.processor import multiplies_bfloat16, n_workers
 from tunesmith.models.settings import ModelSection, TaskSection
 from tunesmith.models.tokens import Keep, Prompt
@@ -49,7 +50,7 @@ class Forward(Protocol):
         ...
 
     def head(self, vocabulary: Tensor | None = None) -> Tensor:
-        """Return the head's rows of the given token ids, or all: shape (n_vocabulary, D) in float32."""
+        """Return the head's rows of the given token ids, or all: shape (n_vocabulary, D), as `logits_of` takes them."""
         ...
 
 
@@ -71,12 +72,11 @@ class PlainForward:
 
     def logits(self, batch: Batch, vocabulary: Tensor | None = None) -> Tensor:
         """Return the next-token logits at the batch's positions, shape (n_positions, n_vocabulary) in float32."""
-        return self.states(batch) @ self.head(vocabulary).t()
+        return logits_of(self.states(batch), self.head(vocabulary))
 
     def head(self, vocabulary: Tensor | None = None) -> Tensor:
-        """Return the language-model head's rows of token ids, or all: shape (n_vocabulary, D), float32."""
-        weight: Tensor = self._model.lm_head.weight
-        return (weight if vocabulary is None else weight[vocabulary.to(self._model.device)]).float()
+        """Return the language-model head's rows of token ids, or all: shape (n_vocabulary, D), as `logits_of` takes them."""
+        return head_weight(self._model, vocabulary)
 
     def states(self, batch: Batch) -> Tensor:
         """Return what the head reads at the batch's positions: shape (n_positions, D), float32."""
@@ -125,7 +125,6 @@ def resolve(section: ModelSection, base: Path, *, fits_fast_pass: bool = True, n
         BackendError: it asks for a package that is not installed.
     """
     refuse_missing_attention(section)
-    has_gpu = torch.cuda.is_available()
     config = AutoConfig.from_pretrained(base)
     encodes = is_encoder(config)
     if encodes and (not n_labels or section.load_in_4bit):
@@ -135,16 +134,16 @@ def resolve(section: ModelSection, base: Path, *, fits_fast_pass: bool = True, n
             f"Received: {received}.",
             hint="Choose a base model that writes." if not n_labels else "tunesmith plan --set train.strategy=full",
         )
-    is_exact = fast_llama.supports(config) and not has_gpu and fits_fast_pass and not section.load_in_4bit and section.attn_implementation == "auto"
+    is_exact = fast_llama.supports(config) and fits_fast_pass and not section.load_in_4bit and section.attn_implementation == "auto"
     if section.forward == "fast" and not is_exact:
         raise ConfigError(
-            "model.forward: fast needs a Llama without biases on the CPU, in full precision or with LoRA without dropout and magnitudes, "
-            "and its own attention. "
-            f"Received: {config.model_type} on the {'GPU' if has_gpu else 'CPU'}{' in 4 bits' if section.load_in_4bit else ''}, "
+            "model.forward: fast needs a Llama without biases, in full precision or with LoRA without dropout and magnitudes, "
+            "its own attention, and neither packs, a compiler nor Liger's kernels. "
+            f"Received: {config.model_type}{' in 4 bits' if section.load_in_4bit else ''}{'' if fits_fast_pass else ' with what it lacks'}, "
             f"model.attn_implementation {section.attn_implementation}.",
             hint="Set model.forward: auto.",
         )
-    dtype = section.dtype if section.dtype != "auto" else "bfloat16" if has_gpu or multiplies_bfloat16() else "float32"
+    dtype = section.dtype if section.dtype != "auto" else "bfloat16" if torch.cuda.is_available() or multiplies_bfloat16() else "float32"
     forward = section.forward if section.forward != "auto" else "fast" if is_exact else "plain"
     return section.model_copy(update={"dtype": dtype, "forward": forward, "num_labels": n_labels if encodes else 0})
 
@@ -166,16 +165,19 @@ def load_prompt(base: Path, task: TaskSection, max_length: int, keep: Keep) -> P
     return Prompt(tokenizer, task, max_length, keep)
 
 
-def forward_pass(model: Any, section: ModelSection, *, is_compiled: bool = False) -> Forward:
+def forward_pass(model: Any, section: ModelSection, *, is_compiled: bool = False, recomputes: bool = False) -> Forward:
     """Return the forward pass that a resolved section names.
 
     Args:
         model: A transformers model, or PEFT's around one.
         section: The section `model`, resolved.
         is_compiled: Whether a plain pass goes through torch.compile.
+        recomputes: Whether layers keep their input alone for the way back, and compute the rest again (Chen et al. 2016).
     """
     if section.forward == "fast":
-        return fast_llama.FastLlama(model.get_base_model() if hasattr(model, "get_base_model") else model)
+        return fast_llama.FastLlama(model.get_base_model() if hasattr(model, "get_base_model") else model, recomputes=recomputes)
+    if recomputes:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if section.num_labels:
         return EncoderForward(model, getattr(torch, section.dtype))
     return PlainForward(model, getattr(torch, section.dtype), is_compiled=is_compiled)
@@ -185,8 +187,7 @@ class Workers:
     """Runs passes side by side: one thread a core for the fast pass and for encoders, in turn for the plain one, which uses all cores itself."""
 
     def __init__(self, forward: Forward) -> None:
-        is_side_by_side = isinstance(forward, fast_llama.FastLlama) or (isinstance(forward, EncoderForward) and not torch.cuda.is_available())
-        self.n = n_workers() if is_side_by_side else 1
+        self.n = n_workers() if isinstance(forward, fast_llama.FastLlama | EncoderForward) else 1
         self._pool = ThreadPoolExecutor(self.n, initializer=torch.set_num_threads, initargs=(1,)) if self.n > 1 else None
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:

@@ -33,7 +33,8 @@ class JoinedProduct:
     """Linear layers that read the same input x: y = [x, x A'] [W, B]', A and B those of all their adapters (B block by block).
 
     Attributes:
-        joined: [W, B], shape (n_out, n_in + R), in the compute dtype; R is the sum of the ranks. W is frozen.
+        joined: [W, B], shape (n_out, n_in + R), in the compute dtype; R is the sum of the ranks, on a GPU the next multiple of 8. W is frozen.
+        a: shape (R, n_in), in the compute dtype. A and B are what the masters were when `write` was last called.
     """
 
     def __init__(self, linears: Sequence[Any]) -> None:
@@ -50,6 +51,9 @@ class JoinedProduct:
             a, b, scale = _adapter(linear, adapter)
             self.parts.append(_Part(a, b, scale, slice(row, row + len(b)), slice(rank, rank + len(a))))
             row, rank = row + len(b), rank + len(a)
+        # A GPU's fast products want rows of whole 16 bytes: zeros stand where no adapter does.
+        rank += -rank % 8 if self.joined.is_cuda else 0
+        self.a = self.joined.new_zeros(rank, self.n_in)
         if self.n_in + rank != self.joined.shape[1]:
             self._widen(rank)
         self.joined[:, self.n_in :] = 0  # off the blocks it stays so
@@ -66,21 +70,14 @@ class JoinedProduct:
 
     @property
     def rank(self) -> int:
-        """R: the sum of the ranks of its adapters."""
-        return self.joined.shape[1] - self.n_in
-
-    @torch.no_grad()
-    def write(self) -> None:
-        """Write what B's masters are now beside W. Workers that do so at the same time write the same."""
-        for part in self.parts:
-            if part.b.shape[1]:
-                torch.mul(part.b, part.scale, out=self.joined[part.rows, self.n_in + part.ranks.start : self.n_in + part.ranks.stop])
+        """R: the sum of the ranks of its adapters, and what fills them up on a GPU."""
+        return len(self.a)
 
     def input(self, like: Tensor) -> Tensor:
         """Return an empty [x, x A'] for the tokens of `like`, shape (N, n_in + R)."""
         return like.new_empty(len(like), self.joined.shape[1])
 
-    def forward(self, wide: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, wide: Tensor, residual: Tensor | None = None) -> Tensor:
         """Fill in x A' and multiply.
 
         Args:
@@ -88,22 +85,37 @@ class JoinedProduct:
             residual: Added to the product.
 
         Returns:
-            y, shape (N, n_out), and A in the compute dtype, (R, n_in), for the backward pass.
+            y, shape (N, n_out).
         """
-        a = torch.cat([part.a for part in self.parts]).to(wide.dtype)
-        if len(a):
-            torch.mm(wide[:, : self.n_in], a.t(), out=wide[:, self.n_in :])
-        return (wide @ self.joined.t() if residual is None else torch.addmm(residual, wide, self.joined.t())), a
+        if self.rank:
+            torch.mm(wide[:, : self.n_in], self.a.t(), out=wide[:, self.n_in :])
+        return wide @ self.joined.t() if residual is None else torch.addmm(residual, wide, self.joined.t())
 
-    def backward(self, gradient: Tensor, wide: Tensor, a: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the gradient of x, shape (N, n_in), and those of A and B of each part in turn."""
+    def backward(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of x, shape (N, n_in), and of x A', shape (N, R), from that of y."""
         grad_wide = gradient @ self.joined
-        x, low = wide[:, : self.n_in], wide[:, self.n_in :]
         grad_x, grad_low = grad_wide[:, : self.n_in], grad_wide[:, self.n_in :]
-        if not len(a):
-            return grad_x, [each for part in self.parts for each in (torch.zeros_like(part.a), torch.zeros_like(part.b))]
+        return grad_x.addmm_(grad_low, self.a) if self.rank else grad_x, grad_low
+
+    def learnt(self, gradient: Tensor, grad_low: Tensor, x: Tensor, low: Tensor) -> list[Tensor]:
+        """Return the gradients of A and B of each part in turn, from those of y and of x A', from x, and from x A'."""
+        if not self.rank:
+            return [each for part in self.parts for each in (torch.zeros_like(part.a), torch.zeros_like(part.b))]
         grad_a, grad_b = grad_low.t() @ x, gradient.t() @ low
-        return grad_x.addmm_(grad_low, a), [each for part in self.parts for each in (grad_a[part.ranks], grad_b[part.rows, part.ranks] * part.scale)]
+        own = [grad_b[part.rows, part.ranks] for part in self.parts]
+        scaled = (each if part.scale == 1 else each * part.scale for part, each in zip(self.parts, own, strict=True))
+        return [each for part, of_b in zip(self.parts, scaled, strict=True) for each in (grad_a[part.ranks], of_b)]
+
+
+@torch.no_grad()
+def write(products: Sequence[JoinedProduct]) -> None:
+    """Write what the masters are now into the products. Workers that do so at the same time write the same."""
+    parts = [(product, part) for product in products for part in product.parts if len(part.a)]
+    if not parts:
+        return
+    scaled = torch._foreach_mul([part.b for _, part in parts], [part.scale for _, part in parts])
+    into = [product.joined[part.rows, product.n_in + part.ranks.start : product.n_in + part.ranks.stop] for product, part in parts]
+    torch._foreach_copy_([*into, *(product.a[part.ranks] for product, part in parts)], [*scaled, *(part.a for _, part in parts)])
 
 
 def _layer(linear: Any) -> Any:
@@ -117,4 +129,5 @@ def _adapter(linear: Any, name: str) -> tuple[Tensor, Tensor, float]:
     if name in getattr(linear, "lora_A", ()):
         return linear.lora_A[name].weight, linear.lora_B[name].weight, linear.scaling[name]
     n_out, n_in = linear.weight.shape
-    return torch.empty(0, n_in), torch.empty(n_out, 0), 1.0
+    at = _layer(linear).weight.device
+    return torch.empty(0, n_in, device=at), torch.empty(n_out, 0, device=at), 1.0

@@ -1,4 +1,4 @@
-"""How much memory this process holds, and its peak over a stretch of work."""
+"""How much memory this process holds, and its peak over a stretch of work: on a GPU where there is one, which is what runs out there."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import threading
 from types import TracebackType
 
 import psutil
+import torch
 
 _INTERVAL_SECONDS = 0.02
 
 
 def resident_bytes() -> int:
-    """Return the memory that this process holds now: resident set size, in bytes."""
+    """Return the memory that this process holds now, in bytes: resident set size, or tensors on the GPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated()
     return int(psutil.Process().memory_info().rss)
 
 
@@ -35,27 +38,39 @@ _LIBC = _glibc()
 
 
 class PeakMemory:
-    """Context manager that samples the resident set size 50 times a second.
-
-    Attributes:
-        bytes: The largest size seen so far. A shorter peak can be missed.
-    """
+    """Context manager that samples the resident set size 50 times a second; of a GPU, torch keeps account itself."""
 
     def __init__(self) -> None:
-        self.bytes = resident_bytes()
+        self._bytes = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    @property
+    def bytes(self) -> int:
+        """The most so far; a shorter peak can be missed. On a GPU what torch took from it: tensors, and what it keeps for the next ones."""
+        if torch.cuda.is_available() and not self._stop.is_set():
+            self._bytes = torch.cuda.max_memory_reserved()
+        return self._bytes
 
     def _sample(self) -> None:
         process = psutil.Process()
         while not self._stop.wait(_INTERVAL_SECONDS):
-            self.bytes = max(self.bytes, process.memory_info().rss)
+            self._bytes = max(self._bytes, process.memory_info().rss)
 
     def __enter__(self) -> PeakMemory:
-        self._thread.start()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            self._bytes = resident_bytes()
+            self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.bytes = max(self.bytes, resident_bytes())
+        if torch.cuda.is_available():
+            self._bytes = self.bytes
+            self._stop.set()
+        else:
+            self._stop.set()
+            self._thread.join()
+            self._bytes = max(self._bytes, resident_bytes())

@@ -18,31 +18,35 @@ from torch.autograd.function import once_differentiable
 
 from tunesmith.models.batch import Batch
 from tunesmith.models.engine import Forward
+from tunesmith.models.logits import logits_of, loss_and_gradient, states_gradient
 
-PART_LOGITS = 2**24
-"""Most logits of a part: 64 MiB of float32."""
+PART_LOGITS, _PART_LOGITS_OF_GPU = 2**24, 2**26
+"""Most logits of a part: 64 MiB of float32; on a GPU, which needs more rows a product, 256 MiB."""
 
 
-def answer_loss(forward: Forward, batch: Batch, *, is_chunked: bool = True, part_logits: int = PART_LOGITS) -> Tensor:
+def answer_loss(forward: Forward, batch: Batch, *, is_chunked: bool = True, part_logits: int | None = None) -> Tensor:
     """Return the weighted sum of the cross-entropy at a batch's supervised positions, in nats.
 
     Args:
         forward: The forward pass.
         batch: What to read, with targets and weights.
         is_chunked: Whether logits are made in parts where there are more than `part_logits`.
-        part_logits: Most logits at once.
+        part_logits: Most logits at once; as many as suit the processor when None.
     """
     states, head = forward.states(batch), forward.head()
     targets, weights = batch.targets.to(states.device), batch.weights.to(states.device)
-    n_positions = max(1, part_logits // len(head))
-    if is_chunked and len(states) > n_positions:
+    n_positions = max(1, (part_logits or (_PART_LOGITS_OF_GPU if states.is_cuda else PART_LOGITS)) // len(head))
+    if not is_chunked:
+        n_positions = max(1, len(states))
+    # A head that is not in float32 has its gradient there alone.
+    if len(states) > n_positions or head.dtype != torch.float32:
         loss: Tensor = _ChunkedLoss.apply(states, head, targets, weights, n_positions)  # type: ignore[no-untyped-call]
         return loss
     return torch.nn.functional.cross_entropy(states @ head.t(), targets, reduction="none") @ weights
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """states: (n, D); head: (V, D); targets: (n,); weights: (n,), all but the targets in float32. The gradients are ready when the loss is."""
+    """states: (n, D); head: (V, D); targets: (n,); weights: (n,). The gradients are ready when the loss is."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, head: Tensor, targets: Tensor, weights: Tensor, n_positions: int) -> Tensor:
@@ -52,15 +56,14 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_head = torch.zeros_like(head) if of_head else None
         for at in range(0, len(states), n_positions):
             part = slice(at, at + n_positions)
-            logits, wanted = states[part] @ head.t(), targets[part, None]
-            normaliser = logits.logsumexp(1, keepdim=True)
-            loss += (normaliser - logits.gather(1, wanted))[:, 0] @ weights[part]
+            logits = logits_of(states[part], head)
             if not (of_states or of_head):
+                loss += torch.nn.functional.cross_entropy(logits, targets[part], reduction="none") @ weights[part]
                 continue
-            gradient = logits.sub_(normaliser).exp_()  # the softmax, in the logits' own place
-            gradient.scatter_add_(1, wanted, torch.full_like(normaliser, -1.0)).mul_(weights[part, None])
+            of_part, gradient = loss_and_gradient(logits, targets[part], weights[part], head.dtype)
+            loss += of_part
             if grad_states is not None:
-                torch.mm(gradient, head, out=grad_states[part])
+                grad_states[part] = states_gradient(gradient, head)
             if grad_head is not None:
                 grad_head.addmm_(gradient.t(), states[part])
         ctx.gradients = grad_states, grad_head

@@ -93,6 +93,7 @@ def dry_run(
     *,
     in_float32: bool,
     is_chunked: bool = True,
+    recomputes: bool = False,
 ) -> DryRun:
     """Train on batches without numbers.
 
@@ -103,6 +104,7 @@ def dry_run(
         batches: Each makes the batch of a pass.
         in_float32: Whether the base model is held in float32.
         is_chunked: Whether logits are made in parts where they are many.
+        recomputes: Whether layers keep their input alone for the way back.
     """
     config = AutoConfig.from_pretrained(base)
     dtype = torch.float32 if in_float32 else getattr(torch, section.dtype)
@@ -111,7 +113,7 @@ def dry_run(
     quantised, largest = _four_bits_save(model) if section.load_in_4bit else (0, 0)
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
         _give_shapes(model)
-        forward = forward_pass(model, section)
+        forward = forward_pass(model, section, recomputes=recomputes)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         held = live.now
         passes: dict[Any, int] = {}
@@ -163,12 +165,13 @@ def _four_bits_save(model: torch.nn.Module) -> tuple[int, int]:
 
 
 def _give_shapes(model: torch.nn.Module) -> None:
-    """Put tensors without content, of the processor as it seems, in the place of a model's tensors on the meta device."""
+    """Put tensors without content, of the processor or GPU as it seems, in the place of a model's tensors on the meta device."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     known: dict[int, Tensor] = {}
 
     def made(tensor: Tensor) -> Tensor:
         if id(tensor) not in known:  # tied weights stay tied
-            empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+            empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
             known[id(tensor)] = torch.nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else empty
         return known[id(tensor)]
 

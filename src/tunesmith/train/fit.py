@@ -66,7 +66,7 @@ class Fitted:
         steps: Optimizer steps that were done; fewer than planned after an early stop.
         train_loss: Mean loss over the last tenth of the logged steps, nats a supervised token.
         seconds: Wall time of steps and evaluations, over all starts of the run.
-        peak_memory_bytes: Largest resident set size seen.
+        peak_memory_bytes: Largest resident set size seen; on a GPU the most memory of it.
         tokens: Tokens of all rows read, without padding and with the shared prefix once a row.
         best_step: The step whose weights are the result, where an evaluation chose it; otherwise the last one.
     """

@@ -60,7 +60,7 @@ class Learner:
     @cached_property
     def forward(self) -> Forward:
         """The forward pass, differentiable in the parameters."""
-        return forward_pass(self.model, self._section, is_compiled=self._train.torch_compile)
+        return forward_pass(self.model, self._section, is_compiled=self._train.torch_compile, recomputes=self._train.gradient_checkpointing)
 
     @cached_property
     def workers(self) -> Workers:

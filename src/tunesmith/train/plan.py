@@ -42,8 +42,10 @@ _EFFICIENCY = {
     ("plain", "bfloat16"): (0.07, 0.15, 0.3),
     ("plain", "float32"): (0.2, 0.4, 0.7),
 }
-# What a step takes whatever its rows: weights read from memory, adapters copied and updated.
-_STEP_SECONDS = (0.1, 0.3, 0.6)
+# Of a GPU the share falls with the model's size: a Llama of a billion parameters reached .43 and .18 on an H100, a small one is bound by its launches.
+_EFFICIENCY_OF_GPU = {"fast": (0.1, 0.35, 0.6), "plain": (0.05, 0.15, 0.3)}
+# What a step takes whatever its rows: weights read from memory, adapters copied and updated; on a GPU kernels launched.
+_STEP_SECONDS, _STEP_SECONDS_OF_GPU = (0.1, 0.3, 0.6), (0.03, 0.1, 0.3)
 _OWN_HISTORY = (0.7, 1.0, 1.25)
 # Fitted by benchmarks/memory.py, on the settings that its table marks; the others were held out. Libraries that are loaded after the plan;
 # what oneDNN and ideep keep for each shape of a bfloat16 product, until the caches that `processor.py` bounds are full; and what the heap
@@ -53,13 +55,16 @@ _OWN_HISTORY = (0.7, 1.0, 1.25)
 #
 # The fast pass's were fitted anew on eight runs of the complaints example in the program itself (lengths 180 and 240, batches of 8 and 16, adapters in 20
 # and 30 layers): there 90 MB and a sixth of what is live come on top of what the benchmark's processes hold, whose table they keep within 10 %.
-_LATER_BYTES = {"fast": 0.12e9, "plain": 0.03e9}
+#
+# On a GPU torch keeps account of tensors itself, products keep nothing, and what it holds beyond them was 5 to 8 % (benchmarks/gpu.py: a Llama of a billion
+# parameters with and without recomputation; held out were the other rows of its table).
+_LATER_BYTES = {"fast": 0.12e9, "plain": 0.03e9, "gpu": 0.12e9}
 _PRODUCT_BYTES, _PRODUCTS_KEPT = 0.97e6, 370
-_HEAP = {"fast": 1.21, "encoder": 2.13, "lora": 1.39, "full": 1.34, "prefix": 1.26, "qlora": 1.52}
+_HEAP = {"fast": 1.21, "encoder": 2.13, "lora": 1.39, "full": 1.34, "prefix": 1.26, "qlora": 1.52, "gpu": 1.06}
 _HEAP_OF_OTHERS = 1.39
 # What passes side by side make the heap grow by in the first 80 steps. Of the plain pass no longer run was measured.
-_GROWTH_BYTES, _GROWTH_STEPS = {"fast": 0.21e9, "plain": 0.0}, 80
-_MEMORY_SPREAD = {"fast": (0.9, 1.0, 1.1), "plain": (0.9, 1.0, 1.2)}
+_GROWTH_BYTES, _GROWTH_STEPS = {"fast": 0.21e9, "plain": 0.0, "gpu": 0.0}, 80
+_MEMORY_SPREAD = {"fast": (0.9, 1.0, 1.1), "plain": (0.9, 1.0, 1.2), "gpu": (0.9, 1.0, 1.15)}
 # How far runs of the same base, strategy and machine are from each other.
 _OWN_MEMORY_SPREAD = (0.95, 1.0, 1.05)
 _RECENT_RUNS = 5
@@ -180,7 +185,7 @@ def make_plan(
         template_round_trips=prompt.round_trips(records["text"].head(_ROUND_TRIP_SAMPLE).to_list()),
         trainable_parameters=footprint.trainable,
         all_parameters=footprint.parameters,
-        peak_memory_bytes=_memory(parts, model.forward, memory_ratios),
+        peak_memory_bytes=predicted_memory(parts, model, memory_ratios),
         resident_bytes=parts.resident,
         memory_scale=statistics.median(memory_ratios[-_RECENT_RUNS:]) if memory_ratios else 1.0,
         seconds=_with_evaluations(_seconds(footprint, steps, lengths, n_prefix, model, width, history), steps, section),
@@ -222,19 +227,33 @@ def memory_parts(rows: Rows, steps: Sequence[Step], prefix: Sequence[int], base:
     parts = [part for worker in range(n_passes) if (part := largest.rows[worker::n_passes])]
     strategy, heap = load_strategy(section), _HEAP.get(_kind(model, section), _HEAP_OF_OTHERS)
     batches = [partial(rows_batch, rows, part, prefix, width) for part in parts]
-    run = dry_run(base, model, strategy.prepare, batches, in_float32=strategy.in_float32, is_chunked=section.chunked_loss)
-    growth = _GROWTH_BYTES[model.forward] * min(1.0, len(steps) / _GROWTH_STEPS)
+    learning = {"in_float32": strategy.in_float32, "is_chunked": section.chunked_loss, "recomputes": section.gradient_checkpointing}
+    run = dry_run(base, model, strategy.prepare, batches, **learning)
+    growth = _GROWTH_BYTES[_allocator(model)] * min(1.0, len(steps) / _GROWTH_STEPS)
     waiting = run.trained if section.gradient_accumulation_steps > 1 else 0
     copies = run.trained // 2 if strategy.in_float32 and model.dtype == "bfloat16" else 0
-    return MemoryParts(resident, run.held + 2 * run.trained + waiting + copies, sum(run.passes), len(shapes) * run.products, heap, growth)
+    return MemoryParts(
+        resident, run.held + 2 * run.trained + waiting + copies, sum(run.passes), 0 if torch.cuda.is_available() else len(shapes) * run.products, heap, growth
+    )
 
 
-def _memory(parts: MemoryParts, forward: str, ratios: Sequence[float]) -> Estimate:
-    """Predict the peak; earlier runs say how much more or less than their plan's own share was measured."""
-    own = parts.held + _LATER_BYTES[forward] + _PRODUCT_BYTES * min(parts.products, _PRODUCTS_KEPT) + parts.heap * parts.live + parts.growth
+def predicted_memory(parts: MemoryParts, model: ModelSection, ratios: Sequence[float] = ()) -> Estimate:
+    """Predict the peak in bytes: resident set size, or what torch takes from a GPU.
+
+    Args:
+        parts: What it is made of.
+        model: The section `model`, resolved.
+        ratios: What earlier runs measured of their own share of the peak, as a multiple of what was planned.
+    """
+    own = parts.held + _LATER_BYTES[_allocator(model)] + _PRODUCT_BYTES * min(parts.products, _PRODUCTS_KEPT) + parts.heap * parts.live + parts.growth
     scale = statistics.median(ratios[-_RECENT_RUNS:]) if ratios else 1.0
-    low, expected, high = (parts.resident + own * scale * spread for spread in (_OWN_MEMORY_SPREAD if ratios else _MEMORY_SPREAD[forward]))
+    low, expected, high = (parts.resident + own * scale * spread for spread in (_OWN_MEMORY_SPREAD if ratios else _MEMORY_SPREAD[_allocator(model)]))
     return Estimate(low=low, expected=expected, high=high)
+
+
+def _allocator(model: ModelSection) -> str:
+    """Say who hands out the memory of a pass: each was measured apart."""
+    return "gpu" if torch.cuda.is_available() else model.forward
 
 
 def _seconds(
@@ -246,10 +265,11 @@ def _seconds(
         low, expected, high = (read / (history[-1] * factor) for factor in reversed(_OWN_HISTORY))
         return Estimate(low=low, expected=expected, high=high)
     computed = sum(_tokens_computed(step, lengths, n_prefix, model, width) for step in steps)
-    cores = 1 if torch.cuda.is_available() else n_workers()
-    ideal = computed * footprint.flops_per_token / (matmul_flops_per_second(getattr(torch, model.dtype)) * cores)
-    efficiencies = reversed(_EFFICIENCY[model.forward, model.dtype])
-    low, expected, high = (ideal / share + len(steps) * fixed for share, fixed in zip(efficiencies, _STEP_SECONDS, strict=True))
+    ideal = computed * footprint.flops_per_token / (matmul_flops_per_second(getattr(torch, model.dtype)) * n_workers())
+    on_gpu = torch.cuda.is_available()
+    efficiencies = _EFFICIENCY_OF_GPU[model.forward] if on_gpu else _EFFICIENCY[model.forward, model.dtype]
+    steps_take = _STEP_SECONDS_OF_GPU if on_gpu else _STEP_SECONDS
+    low, expected, high = (ideal / share + len(steps) * fixed for share, fixed in zip(reversed(efficiencies), steps_take, strict=True))
     return Estimate(low=low, expected=expected, high=high)
 
 
@@ -264,10 +284,12 @@ def _with_evaluations(training: Estimate, steps: Sequence[Step], section: TrainS
 
 def _passes(model: ModelSection) -> int:
     """Return how many parts of a batch are computed side by side."""
-    return n_workers() if model.forward == "fast" or (model.num_labels and not torch.cuda.is_available()) else 1
+    return n_workers() if model.forward == "fast" or model.num_labels else 1
 
 
 def _kind(model: ModelSection, section: TrainSection) -> str:
+    if torch.cuda.is_available():
+        return "gpu"
     return "encoder" if model.num_labels else "fast" if model.forward == "fast" else section.strategy
 
 

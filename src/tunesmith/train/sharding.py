@@ -30,10 +30,10 @@ from tunesmith.train.settings import TrainKeys
 class _Gathered(torch.nn.Module):
     """The forward pass as a module, for whose time the weights outside the layers are whole."""
 
-    def __init__(self, model: Any, section: ModelSection) -> None:
+    def __init__(self, model: Any, section: ModelSection, *, recomputes: bool) -> None:
         super().__init__()
         self.model = model
-        self._pass = forward_pass(model, section)
+        self._pass = forward_pass(model, section, recomputes=recomputes)
 
     def forward(self, compute: Callable[[Forward], Tensor]) -> Tensor:
         return compute(self._pass)
@@ -55,7 +55,7 @@ class ShardedLearner(Learner):
     """A model in training, a share of it in each process. All processes make the same calls."""
 
     def __init__(self, model: Any, section: ModelSection, train: TrainKeys, rows: Rows, prefix: Sequence[int], processes: Processes) -> None:
-        self._gathered = _Gathered(model, section)
+        self._gathered = _Gathered(model, section, recomputes=train.gradient_checkpointing)
         for layer in model.model.layers:
             fully_shard(layer)
         fully_shard(self._gathered)

@@ -108,9 +108,9 @@ class Lora:
 
     @property
     def fits_fast_pass(self) -> bool:
-        """Dropout and DoRA's magnitudes are not in the fast pass, and it neither needs packs nor is it compiled."""
+        """Dropout and DoRA's magnitudes are not in the fast pass, and it needs neither packs, nor a compiler, nor Liger's kernels."""
         section = self._section
-        return section.lora_dropout == 0 and not (section.use_dora or section.packing or section.torch_compile)
+        return section.lora_dropout == 0 and not (section.use_dora or section.packing or section.torch_compile or section.use_liger_kernel)
 
     def prepare(self, model: Any, prefix: Sequence[int] = ()) -> Any:
         """Return a PEFT model; the seed decides its adapters' weights. An encoder's head, which is new, learns whole."""

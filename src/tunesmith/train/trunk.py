@@ -108,4 +108,4 @@ class Trunk:
 
 
 def _bytes(states: Tensor) -> bytes:
-    return states.contiguous().view(torch.uint8).numpy().tobytes()
+    return states.contiguous().cpu().view(torch.uint8).numpy().tobytes()
