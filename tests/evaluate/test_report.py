@@ -1,6 +1,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from importlib.resources import files
 
 import pytest
 from simulation import LABELS, TEXT
@@ -84,6 +85,16 @@ def test_every_part_is_shown(report):
     )
     for shown in ("3,000", "too_short", "lora_r", "15.2", "0.91", "2.31", "run_1", "5af571", "tunesmith evaluate run_1", "2026-05-04"):
         assert shown in page
+
+
+@pytest.mark.parametrize("name", ["report", "comparison", "selection"])
+def test_a_table_of_more_than_two_columns_scrolls_by_itself(name):
+    """On a phone the page would be as wide as its widest table."""
+    template = files("tunesmith.evaluate").joinpath(f"{name}.html.j2").read_text(encoding="utf-8")
+    tables = re.findall(r"(.{20})<table>(.*?)</thead>", template, re.DOTALL)
+    assert tables
+    for before, head in tables:
+        assert before.endswith('<div class="scroll">') or head.count("<th ") <= 2, head
 
 
 def test_a_label_space_too_large_for_numbers_still_draws(report):
