@@ -24,6 +24,7 @@ EXPECTED = {
             "datasets[0].field_messages", "datasets[0].message_property_mappings", "datasets[0].roles_to_train", "datasets[1].type", "datasets[2].path",
             "lora_model_dir", "eval_sample_packing", "lora_r", "lora_alpha", "lora_dropout", "wandb_project", "wandb_entity", "wandb_watch",
             "gradient_accumulation_steps", "learning_rate", "tf32", "resume_from_checkpoint", "logging_steps", "weight_decay",
+            "gradient_checkpointing",
         },
         "renamed": {
             "base_model", "revision_of_model", "datasets[2].type.field_instruction", "datasets[2].type.field_output", "datasets[2].type.system_prompt",
@@ -33,7 +34,7 @@ EXPECTED = {
         "defaulted": {"excess_length_strategy", "group_by_length"},
         "not_supported": {
             "datasets[1].path", "datasets[1].split", "datasets[2].type.format", "dataset_prepared_path", "output_dir", "pad_to_sequence_len",
-            "optimizer", "gradient_checkpointing", "warmup_steps", "evals_per_epoch", "saves_per_epoch", "special_tokens",
+            "optimizer", "warmup_steps", "evals_per_epoch", "saves_per_epoch", "special_tokens",
             "learnig_rate_scale",
         },
     },
@@ -57,7 +58,7 @@ EXPECTED = {
         "kept": {
             "model_name_or_path", "dtype", "load_in_4bit", "lora_r", "learning_rate", "max_steps", "per_device_train_batch_size",
             "gradient_accumulation_steps", "lr_scheduler_type", "max_grad_norm", "logging_steps", "push_to_hub", "report_to", "attn_implementation",
-            "packing", "eval_strategy", "eval_steps",
+            "packing", "eval_strategy", "eval_steps", "gradient_checkpointing",
         },
         "renamed": {"use_peft", "dataset_name", "dataset_text_field", "warmup_steps"},
         "defaulted": {
@@ -65,7 +66,7 @@ EXPECTED = {
             "load_best_model_at_end",
         },
         "not_supported": {
-            "model_revision", "num_train_epochs", "gradient_checkpointing", "optim", "save_steps", "neftune_noise_alpha", "hub_model_id", "output_dir",
+            "model_revision", "num_train_epochs", "optim", "save_steps", "neftune_noise_alpha", "hub_model_id", "output_dir",
         },
     },
 }  # fmt: skip
@@ -83,7 +84,7 @@ WRITTEN = {
             "strategy": "lora", "max_length": 2048, "excess_length_strategy": "drop", "lora_r": 32, "lora_alpha": 16, "lora_dropout": 0.05,
             "lora_target_modules": "all-linear", "use_rslora": True, "learning_rate": 2e-4, "lr_scheduler_type": "cosine", "weight_decay": 0.0,
             "num_train_epochs": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "group_by_length": False, "packing": True,
-            "logging_steps": 1,
+            "gradient_checkpointing": True, "logging_steps": 1,
         },
     },
     "llamafactory": {
@@ -101,7 +102,7 @@ WRITTEN = {
             "strategy": "lora", "max_length": 1024, "excess_length_strategy": "truncate", "lora_r": 16, "lora_dropout": 0.05,
             "lora_target_modules": ["q_proj", "v_proj"], "learning_rate": 2e-4, "lr_scheduler_type": "constant", "warmup_ratio": 0.0, "max_grad_norm": 1e9,
             "max_steps": 200, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 8, "group_by_length": False, "packing": True,
-            "logging_steps": 25, "eval_steps": 100, "load_best_model_at_end": False,
+            "gradient_checkpointing": True, "logging_steps": 25, "eval_steps": 100, "load_best_model_at_end": False,
             "report_to": ["wandb", "mlflow"],
         },
     },
@@ -210,6 +211,7 @@ def test_importing_twice_says_and_writes_the_same(name):
         ("base_model: a\nadapter: lora\noptimizer: muon\n", "optimizer", "not_supported", {}),
         ("base_model: a\nadapter: lora\nmicro_batch_size: zero\n", "micro_batch_size", "not_supported", {}),
         ("base_model: a\nadapter: lora\nlora_r: ${rank}\n", "lora_r", "not_supported", {}),
+        ("base_model: a\nadapter: lora\ngradient_checkpointing: offload\n", "gradient_checkpointing", "not_supported", {}),
         ("base_model: a\nadapter: lora\nsdp_attention: true\n", "sdp_attention", "renamed", {"model": {"attn_implementation": "sdpa"}}),
         ("base_model: a\nadapter: lora\nattn_implementation: eager\n", "attn_implementation", "kept", {"model": {"attn_implementation": "eager"}}),
         ("base_model: a\nadapter: lora\nattn_implementation: flex_attention\n", "attn_implementation", "not_supported", {}),
@@ -245,6 +247,10 @@ def test_axolotl(translate, text, key, status, ours):
         ("stage: dpo\nfinetuning_type: lora\npref_beta: 0.1\n", "stage", "not_supported", {}),
         ("stage: dpo\nfinetuning_type: lora\npref_beta: 0.1\n", "pref_beta", "not_supported", {}),
         ("stage: sft\nfinetuning_type: freeze\n", "finetuning_type", "not_supported", {}),
+        ("stage: sft\ndisable_gradient_checkpointing: true\n", "disable_gradient_checkpointing", "renamed", {"train": {"gradient_checkpointing": False}}),
+        ("stage: sft\ndisable_gradient_checkpointing: false\n", "disable_gradient_checkpointing", "renamed", {"train": {"gradient_checkpointing": True}}),
+        # It is on by default there, which changes memory only: nothing is written, and `tunesmith plan` tells the memory.
+        ("stage: sft\nfinetuning_type: lora\n", "gradient_checkpointing", None, {}),
         ("stage: sft\nflash_attn: fa2\n", "flash_attn", "renamed", {"model": {"attn_implementation": "flash_attention_2"}}),
         ("stage: sft\nflash_attn: disabled\n", "flash_attn", "renamed", {"model": {"attn_implementation": "eager"}}),
         ("stage: sft\nflash_attn: fa3\n", "flash_attn", "not_supported", {}),
@@ -533,7 +539,7 @@ def test_the_command_writes_the_file_and_says_what_is_left(cli, tmp_path):
     out = tmp_path / "tunesmith.yaml"
     result = cli("config", "import", FILES / "trl.yaml", "--out", out)
     assert result.code == 0, result.err
-    for words in ("TRL 1.16.0: 17 kept, 4 renamed, 9 defaulted there, 8 not supported.", "Left to fill in:", "task.labels", "max_length", "defaulted"):
+    for words in ("TRL 1.16.0: 18 kept, 4 renamed, 9 defaulted there, 7 not supported.", "Left to fill in:", "task.labels", "max_length", "defaulted"):
         assert words in result.out
     assert result.out.splitlines()[-1] == f"Next: fill in the lines above, then: tunesmith config check -C {out}"
     assert cli("config", "import", FILES / "trl.yaml", "--out", out).code == 2

@@ -23,6 +23,7 @@ HELD_OUT = 0.1
 
 _ATTENTION = "Takes the plain pass; FlashAttention needs a GPU here too."
 _PACKS = "train.packing keeps records apart by a mask, which FlashAttention does not take."
+RECOMPUTES = "Less memory for more time, equal to rounding."
 LIGER = Rule("train.use_liger_kernel", boolean, note="RMSNorm and the gated MLP here; the loss is made in parts anyway.", changes_results=False)
 
 
@@ -251,6 +252,12 @@ def _resume(value: Any) -> str:
     return "auto" if value == "auto" or boolean(value) else "never"
 
 
+def _checkpointing(value: Any) -> bool:
+    if value in ("offload", "offload_disk", "unsloth"):
+        raise ValueError("Nothing is offloaded here: set train.gradient_checkpointing: true, which keeps a layer's input alone.")
+    return boolean(value)
+
+
 def _trackers(value: Any) -> list[str]:
     found = [name for name in names(value) if name != "none"]
     if any(name not in ("mlflow", "wandb") for name in found):
@@ -280,6 +287,7 @@ def common_rules(*, learning_rate: float) -> dict[str, Rule]:
         "logging_steps": Rule("train.logging_steps", _steps, changes_results=False),
         "save_steps": Rule("train.save_steps", _steps, changes_results=False),
         "save_total_limit": Rule("train.save_total_limit", whole, changes_results=False),
+        "gradient_checkpointing": Rule("train.gradient_checkpointing", _checkpointing, note=RECOMPUTES, changes_results=False),
         "resume_from_checkpoint": Rule("train.resume_from_checkpoint", _resume, changes_results=False),
         "report_to": Rule("train.report_to", _trackers, changes_results=False),
         "per_device_eval_batch_size": Rule("evaluate.batch_size", whole, changes_results=False),

@@ -146,6 +146,10 @@ def _attention(value: Any) -> str:
     return known[str(value)]
 
 
+def _not(value: Any) -> bool:
+    return not boolean(value)
+
+
 def _rules() -> dict[str, Rule]:
     return hf.common_rules(learning_rate=5e-5) | {
         "model_name_or_path": Rule("model.model_name_or_path", str),
@@ -177,7 +181,7 @@ def _rules() -> dict[str, Rule]:
         "compute_accuracy": hf.off("tunesmith evaluate tells accuracy with an interval.", "Nothing to set.", True, changes_results=False),
         "enable_thinking": hf.off("Answers are labels, written at once.", "Nothing to set.", changes_results=False),
         "use_v1_kernels": hf.off("Changes speed only.", "Nothing to set.", changes_results=False),
-        "disable_gradient_checkpointing": hf.off("Changes memory only.", "Nothing to set.", True, changes_results=False),
+        "disable_gradient_checkpointing": Rule("train.gradient_checkpointing", _not, note=hf.RECOMPUTES, changes_results=False),
     }
 
 
