@@ -2,15 +2,21 @@
 
 Confident learning on three views of a text that fail differently: logistic regression on embeddings, the labels of the
 nearest neighbours, and logistic regression on TF-IDF of words and word pairs. Probabilities are out of fold: no view saw
-the label that it judges. Their mean gives, per pair of classes, how many rows carry the one label and belong to the other;
-rows are proposed up to those numbers, by class and by pair of classes, where another label also leads clearly. Then the views
-learn once more without the rows proposed so far, which would teach them the errors, and judge all rows again. The share of
-errors is estimated, never told; labels that are a matter of taste count as errors too, so that it is an upper guide.
+the label that it judges. Their mean gives, per pair of classes, how many rows carry the one label and belong to the other; rows are set
+aside up to those numbers, by class and by pair of classes, where another label also leads clearly. Then the views learn once
+more without them, for they would teach the errors, and judge all rows again.
+
+What a text says of its class and how often each class is labelled as each other give, by Bayes' rule, the probability that
+a label is wrong: a text between two classes that nobody mixes up is less suspicious than one between two that people do.
+Views that learned from some wrong labels are too unsure, so that their probabilities are sharpened as far as makes the given
+labels most likely, errors included. That is the score; rows more likely wrong than right are proposed. The share of errors is
+estimated, never told; labels that are a matter of taste count as errors too, so that it is an upper guide.
 
 All is proposals for reviewers, with the nearest neighbours as evidence. Folds depend on the text and the seed: the order of
 the rows changes nothing beyond rounding.
 
 Sources: Northcutt, Jiang and Chuang 2021, Confident Learning (thresholds, joint, pruning by class and by noise rate);
+Natarajan et al. 2013, Learning with Noisy Labels (noise that depends on the class alone);
 Conneau et al. 2018, Word Translation Without Parallel Data (margins over the best alternatives, for mismatched answers).
 """
 
@@ -32,8 +38,8 @@ LABEL_ERRORS_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "position": pl.Int64,
     "label": pl.String,  # as given
     "suggested": pl.String,  # the most probable other label
-    "score": pl.Float64,  # 1 - out-of-fold probability of the given label, in [0, 1]
-    "is_proposed": pl.Boolean,
+    "score": pl.Float64,  # probability that the label is wrong, in [0, 1]
+    "is_proposed": pl.Boolean,  # more likely wrong than right
     "neighbours": pl.List(pl.Int64),  # positions, nearest first
     "similarities": pl.List(pl.Float64),  # cosines to them
 }
@@ -47,11 +53,14 @@ MISMATCHES_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 Progress = Callable[[int, int], object]
 
 _NEIGHBOURS = 15  # whose labels are a view
-_TEMPERATURE = 0.1  # of their cosines: one that is 0.1 nearer counts e times as much
+_NEARNESS = 0.1  # scale of their cosines: one that is 0.1 nearer counts e times as much
 _MOST_TERMS = 50_000
 _LARGEST_KERNEL = 5_000  # rows whose terms are replaced by coordinates with the same products
 _MOST_STEPS = 50  # of a regression
-_LEAST_LEAD = 0.3  # of the suggested label over the given one
+_LEAST_LEAD = 0.3  # of another label over the given one, where a row is set aside
+_LEAST_NOISE = 1e-4  # share of a class that carries some other label, where the joint knows of none: no label is beyond doubt
+_TEMPERATURES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5)  # that the views' probabilities are tried at
+_PROPOSED_FROM = 0.5
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class LabelErrors:
 
     Attributes:
         rows: Columns of `LABEL_ERRORS_SCHEMA`, one row a row, in the order of the input.
-        error_rate: Estimated share of rows whose label is wrong.
+        error_rate: Estimated share of rows whose label is wrong: the mean score.
         joint: shape (n_labels, n_labels). Estimated share of rows with a given label (row) that belong to another (column).
         labels: Names of the joint's rows and columns, sorted.
     """
@@ -112,22 +121,21 @@ def find_label_errors(
                 progress(begun * total + done, 2 * total)
 
         probability = views.probabilities(trusted, told)
-        joint = estimate_joint(probability, given)
-        proposed = _proposals(probability, given, joint)
-        trusted = ~proposed
-    others = probability.copy()
-    others[np.arange(len(given)), given] = -1
+        trusted = ~_set_aside(probability, given, estimate_joint(probability, given))
+    belongs, joint = _weighed(probability, given)
+    score = 1 - belongs[np.arange(len(given)), given]
+    belongs[np.arange(len(given)), given] = -1
     positions, cosines = nearest(embeddings, embeddings, n_neighbours, exclude_self=True)
     columns = {
         "position": np.arange(len(given)),
         "label": names[given],
-        "suggested": names[others.argmax(1)],
-        "score": 1 - probability[np.arange(len(given)), given],
-        "is_proposed": proposed,
+        "suggested": names[belongs.argmax(1)],
+        "score": score,
+        "is_proposed": score >= _PROPOSED_FROM,
         "neighbours": positions.tolist(),
         "similarities": cosines.tolist(),
     }
-    return LabelErrors(pl.DataFrame(columns, schema=LABEL_ERRORS_SCHEMA), float(1 - np.trace(joint)), joint, tuple(names.tolist()))
+    return LabelErrors(pl.DataFrame(columns, schema=LABEL_ERRORS_SCHEMA), float(score.mean()), joint, tuple(names.tolist()))
 
 
 def estimate_joint(probability: NDArray[np.float64], given: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -157,8 +165,49 @@ def estimate_joint(probability: NDArray[np.float64], given: NDArray[np.int64]) -
     return scaled / scaled.sum()  # type: ignore[no-any-return]
 
 
-def _proposals(probability: NDArray[np.float64], given: NDArray[np.int64], joint: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Propose rows that pruning by class and pruning by noise rate agree on, and where the other label leads clearly."""
+def true_labels(probability: NDArray[np.float64], given: NDArray[np.int64], joint: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the probability that each row belongs to each class, by what its text says and by the label that it was given.
+
+    Args:
+        probability: shape (n, n_labels). Out-of-fold probabilities of the classes, of the text alone; rows sum to 1.
+        given: shape (n,). Labels as given.
+        joint: shape (n_labels, n_labels). Shares of given labels (rows) and true ones (columns), as of `estimate_joint`.
+
+    Returns:
+        shape (n, n_labels). Rows sum to 1: the text's probability of a class times how often that class is labelled so, scaled.
+
+    Source:
+        Bayes' rule, where the noise depends on the class alone: Natarajan et al. 2013.
+    """
+    belongs = probability * _labelled_so(joint)[given]
+    return belongs / belongs.sum(1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def _weighed(probability: NDArray[np.float64], given: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what each row belongs to, shape (n, n_labels), and the joint that follows from it: one step of expectation and maximisation."""
+    best, sharp, joint = -np.inf, probability, np.empty(0)
+    for temperature in _TEMPERATURES:
+        tried = np.maximum(probability, 1e-6) ** (1 / temperature)
+        tried /= tried.sum(1, keepdims=True)
+        tried_joint = estimate_joint(tried, given)
+        likely = float(np.log((tried * _labelled_so(tried_joint)[given]).sum(1)).mean())
+        if likely > best:
+            best, sharp, joint = likely, tried, tried_joint
+    for _ in range(2):
+        belongs = true_labels(sharp, given, joint)
+        joint = np.zeros_like(joint)
+        np.add.at(joint, given, belongs / len(given))
+    return belongs, joint
+
+
+def _labelled_so(joint: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return, for each given label (row), the share of each true class (column) that carries it."""
+    shares: NDArray[np.float64] = np.maximum(joint / joint.sum(0), _LEAST_NOISE)
+    return shares
+
+
+def _set_aside(probability: NDArray[np.float64], given: NDArray[np.int64], joint: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Pick rows that pruning by class and pruning by noise rate agree on, and where the other label leads clearly."""
     n, n_labels = probability.shape
     by_class, by_rate = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
     for label in range(n_labels):
@@ -229,7 +278,7 @@ class _Views:
     def _neighbours(self, trusted: NDArray[np.bool_]) -> NDArray[np.float64]:
         usable = trusted[self._near]
         usable &= usable.cumsum(1) <= _NEIGHBOURS
-        weight = np.exp((self._cosine.astype(np.float64) - 1) / _TEMPERATURE) * usable
+        weight = np.exp((self._cosine.astype(np.float64) - 1) / _NEARNESS) * usable
         votes = np.zeros((len(self._given), self._n_labels))
         for column in range(self._near.shape[1]):
             votes[np.arange(len(votes)), self._given[self._near[:, column]]] += weight[:, column]
