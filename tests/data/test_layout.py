@@ -10,7 +10,7 @@ from tunesmith.data.blocks import Box, Rule, Word
 from tunesmith.data.layout import lay_out, parse_pdf
 from tunesmith.data.pdf import read_pdf
 from tunesmith.data.settings import OcrSection
-from tunesmith.data.typeset import typeset
+from tunesmith.data.typeset import _WIDTHS, typeset
 
 WORD = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S"]), min_size=1, max_size=8)
 
@@ -52,6 +52,17 @@ def test_words_in_two_columns_are_read_one_after_the_other():
     columns = [[prose(10 * column + number, 4) for number in range(3)] for column in range(2)]
     blocks = lay_out(words_of(two_columns_pdf(columns)), [], 612, 792)
     assert [block.text for block in blocks] == [text for column in columns for text in column]
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.05, 0.1, 0.15, 0.3])
+def test_words_that_stand_close_stay_apart(gap):
+    said, size, x, words = "record the first track will play in perfect sync", 10.0, 60.0, []
+    for text in said.split():
+        width = size * sum(_WIDTHS[ord(letter) - 33] for letter in text) / 1000
+        words.append(Word(text, Box(x, 60, x + width, 60 + (0.93 if "p" in text else 0.72) * size)))
+        x += width + gap * size
+    (block,) = lay_out(words, [], 612, 792)
+    assert block.text == said
 
 
 def test_words_between_ruled_lines_are_a_table():
