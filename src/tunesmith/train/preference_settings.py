@@ -23,7 +23,8 @@ class PreferSection(Section):
     beta: float = Field(default=0.1, gt=0)
     """How strongly the reference holds the model back; lower lets it go further."""
     learning_rate: float = Field(default=1e-5, gt=0)
-    """Peak learning rate of AdamW for an adapter; where every weight learns (strategy `full`) a tenth of it is usual."""
+    """Peak learning rate of AdamW for an adapter; where every weight learns (strategy `full`) a tenth of it is usual. Corrections are mistakes alone: from
+    few of them a higher rate learns first which answers to give less often."""
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "linear"
     """Shape of the learning rate."""
     num_train_epochs: int = Field(default=1, ge=1)
