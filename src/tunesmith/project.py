@@ -245,6 +245,7 @@ def _refuse_for_encoder(config: Config) -> None:
         "train.torch_compile must be false": train.torch_compile or None,
         "train.activation_cache must be false": train.activation_cache or None,
         "train.use_liger_kernel must be false": train.use_liger_kernel or None,
+        "train.gradient_checkpointing must be false": train.gradient_checkpointing or None,
         "launch.fsdp must be false": config.launch.fsdp or None,
         "evaluate.max_forgetting must be empty, since forgetting is measured on text that a model writes": config.evaluate.max_forgetting,
     }

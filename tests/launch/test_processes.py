@@ -110,10 +110,10 @@ def worker(folder, rank):
 
 
 def test_a_killed_process_ends_the_others_and_the_same_command_continues(fresh, tmp_path, cli, monkeypatch):
-    """FSDP2 on two processes: rank 1 is killed, then SIGTERM comes, then the run ends; against one process that nothing happened to."""
+    """FSDP2 on two processes that recompute layers: rank 1 is killed, then SIGTERM comes, then the run ends; against one process that nothing happened to."""
     settings = ["train.strategy=full", "train.learning_rate=3e-3", "train.num_train_epochs=3", "train.save_steps=6", "train.eval_steps=7", "train.report_to=[]"]
     settings += ["train.logging_steps=1"]
-    together = ["launch.launcher=torchrun", "launch.nproc_per_node=2", "launch.fsdp=true"]
+    together = ["launch.launcher=torchrun", "launch.nproc_per_node=2", "launch.fsdp=true", "train.gradient_checkpointing=true"]
     twin = shutil.copytree(fresh, tmp_path / "twin")
     arguments = [part for setting in settings for part in ("--set", setting)]
     assert cli("train", "-C", twin, *arguments).code == 0

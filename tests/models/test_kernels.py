@@ -135,6 +135,7 @@ def test_a_key_that_came_later_leaves_ids_as_they_were_while_it_is_off():
 
     stages = {"stages": [{"name": "a", "path": "x", "train": {}}]}
     off, on = what_is_learnt(TrainSection(**stages)), what_is_learnt(TrainSection(use_liger_kernel=True))
+    assert "gradient_checkpointing" not in off
     assert "use_liger_kernel" not in off
     assert "use_liger_kernel" not in off["stages"][0]["train"]
     assert on["use_liger_kernel"]

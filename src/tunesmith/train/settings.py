@@ -296,7 +296,7 @@ NOT_LEARNT = frozenset({"save_steps", "save_total_limit", "logging_steps", "resu
 """Keys of `train` that change where and when a run happens, not what it learns."""
 
 
-_CAME_LATER = frozenset({"use_liger_kernel"})
+_CAME_LATER = frozenset({"gradient_checkpointing", "use_liger_kernel"})
 
 
 def named_in_id(settings: dict[str, Any]) -> dict[str, Any]:
