@@ -56,7 +56,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Attributes:
         now: Of those made inside of this context and not yet ended.
         peak: The most since it was last set.
-        products: Kind and shapes of matrix products in bfloat16.
+        products: Kind and shapes of matrix products in bfloat16 on the CPU.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = function(*args, **(kwargs or {}))
-        if function in _PRODUCTS and made.dtype == torch.bfloat16:
+        if function in _PRODUCTS and made.dtype == torch.bfloat16 and not made.is_cuda:
             self.products.add((function, *((tensor.shape, tensor.stride()) for tensor in args if isinstance(tensor, Tensor))))
         tree_map_only(torch.Tensor, self._add, made)
         return made

@@ -232,9 +232,7 @@ def memory_parts(rows: Rows, steps: Sequence[Step], prefix: Sequence[int], base:
     growth = _GROWTH_BYTES[_allocator(model)] * min(1.0, len(steps) / _GROWTH_STEPS)
     waiting = run.trained if section.gradient_accumulation_steps > 1 else 0
     copies = run.trained // 2 if strategy.in_float32 and model.dtype == "bfloat16" else 0
-    return MemoryParts(
-        resident, run.held + 2 * run.trained + waiting + copies, sum(run.passes), 0 if torch.cuda.is_available() else len(shapes) * run.products, heap, growth
-    )
+    return MemoryParts(resident, run.held + 2 * run.trained + waiting + copies, sum(run.passes), len(shapes) * run.products, heap, growth)
 
 
 def predicted_memory(parts: MemoryParts, model: ModelSection, ratios: Sequence[float] = ()) -> Estimate:
@@ -266,7 +264,7 @@ def _seconds(
         return Estimate(low=low, expected=expected, high=high)
     computed = sum(_tokens_computed(step, lengths, n_prefix, model, width) for step in steps)
     ideal = computed * footprint.flops_per_token / (matmul_flops_per_second(getattr(torch, model.dtype)) * n_workers())
-    on_gpu = torch.cuda.is_available()
+    on_gpu = _allocator(model) == "gpu"
     efficiencies = _EFFICIENCY_OF_GPU[model.forward] if on_gpu else _EFFICIENCY[model.forward, model.dtype]
     steps_take = _STEP_SECONDS_OF_GPU if on_gpu else _STEP_SECONDS
     low, expected, high = (ideal / share + len(steps) * fixed for share, fixed in zip(reversed(efficiencies), steps_take, strict=True))
@@ -288,7 +286,7 @@ def _passes(model: ModelSection) -> int:
 
 
 def _kind(model: ModelSection, section: TrainSection) -> str:
-    if torch.cuda.is_available():
+    if _allocator(model) == "gpu":
         return "gpu"
     return "encoder" if model.num_labels else "fast" if model.forward == "fast" else section.strategy
 
