@@ -60,7 +60,7 @@ def test_another_model_address_or_prompt_is_another_judge(tmp_path, monkeypatch)
 
 
 def test_a_reply_that_is_neither_yes_nor_no_is_counted_apart_and_kept(tmp_path):
-    replies = ["yes", "Yes, because it says so.", "not sure", "", "noyes", None]
+    replies = ["yes", "Yes no", "not sure", "", "noyes", None]
     with judge_service(lambda request, _: said(replies[int(sentence_of(request).split()[2])])) as (url, seen):
         judge = made(url, tmp_path)
         judge.ask(PAIRS)
@@ -68,7 +68,49 @@ def test_a_reply_that_is_neither_yes_nor_no_is_counted_apart_and_kept(tmp_path):
         made(url, tmp_path).ask(PAIRS)
         assert len(seen) == 6
     lines = [json.loads(line) for line in judge.file.read_text(encoding="utf-8").splitlines()]
-    assert {line.get("received") for line in lines} == {None, "Yes, because it says so.", "not sure", "nothing", "noyes"}
+    assert {line.get("received") for line in lines} == {None, "Yes no", "not sure", "nothing", "noyes"}
+
+
+@pytest.mark.parametrize(
+    ("reply", "supported"),
+    [
+        ("Yes.", True),
+        ("**No**", False),
+        ("Yes, because the source says so.", True),
+        ("No. The source speaks of a bank.", False),
+        ("no\n\nThe sentence adds a year", False),
+        ("Answer: yes", None),
+        ("<think>\nIt says no such thing... yes?\n</think>\n\nno", False),
+        ("<think>\nyes", None),
+        ("No one is named", None),
+        ("Nothing is said", None),
+        ("Yes or no", None),
+        ("Yes. No.", None),
+        ("No, not yes", None),
+        ("Notably, yes", None),
+        ("The sentence is supported", None),
+        ("", None),
+    ],
+)
+def test_a_reply_with_more_than_a_word_is_read_where_it_begins_with_it(tmp_path, reply, supported):
+    other = [(SOURCE, "This one is plainly judged.")]
+    with judge_service(lambda request, _: said("yes" if "plainly" in sentence_of(request) else reply)) as (url, _):
+        judge = made(url, tmp_path)
+        judge.ask([*other, PAIRS[0]])
+    assert judge.supports(SOURCE, [PAIRS[0][1]]) == [supported]
+
+
+def test_a_reply_that_an_earlier_release_could_not_read_is_read_again(tmp_path):
+    with judge_service(lambda *_: said("yes")) as (url, seen):
+        judge = made(url, tmp_path)
+        judge.ask(PAIRS)
+        lines = [json.loads(line) for line in judge.file.read_text(encoding="utf-8").splitlines()]
+        old = [line | {"supported": None, "received": "No, it does not."} for line in lines]
+        judge.file.write_text("".join(f"{json.dumps(line)}\n" for line in old), encoding="utf-8")
+        again = made(url, tmp_path)
+        again.ask(PAIRS)
+        assert again.supports(SOURCE, [sentence for _, sentence in PAIRS]) == [False] * 6
+        assert len(seen) == 6
 
 
 def test_a_judge_that_never_replies_of_use_is_stopped_early_and_says_so(tmp_path):

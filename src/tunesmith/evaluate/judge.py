@@ -1,8 +1,9 @@
 """A model behind an address says which sentences a source supports.
 
 It is asked about one sentence at a time, by POST to `BASE_URL/chat/completions` as OpenAI, vLLM, llama.cpp and Ollama serve it, at
-temperature 0, with a fixed prompt that has a version. Its reply must be `yes` or `no` and nothing else; any other reply means that
-the sentence was not judged, which is kept with what was received, and counted apart.
+temperature 0, with a fixed prompt that has a version. Its reply must begin with `yes` or `no`, and may go on after a punctuation mark
+("Yes, because ...") if the other word stands nowhere in it; what a model thinks between <think> and </think> is no part of it. Any other
+reply means that the sentence was not judged, which is kept with what was received, and counted apart.
 
 Everything that it said stands in one file, a JSON object a line, on disk before the next one: whoever is killed goes on, and
 nothing is asked twice. The file's name follows from the judge (address, model, prompt), so that another judge has another file.
@@ -50,7 +51,9 @@ PATIENCE = 20
 MAX_PAUSE = 60.0
 """Seconds; a service that asks for a longer pause is asked again after this one."""
 
-_REPLY = re.compile(r"\s*(yes|no)\.?\s*", re.IGNORECASE)
+_THOUGHTS = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
+_VERDICT = re.compile(r"[\W_]*(yes|no)[\W_]*(?:$|(?<=[^\w \t]).*)", re.IGNORECASE | re.DOTALL)
+_BOTH = {"yes", "no"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class EndpointJudge:
     def __init__(self, section: JudgeSection, folder: Path, *, pause: float = 0.5) -> None:
         self._section, self._pause = section, pause
         self.file = folder / f"{content_id('jdg', section.base_url, section.model, section.max_tokens, PROMPT_VERSION)}.jsonl"
-        self._told = {line["key"]: _Told(line["supported"], line.get("received", "")) for line in read_lines(self.file)}
+        self._told = {line["key"]: _kept(line) for line in read_lines(self.file)}
 
     @property
     def name(self) -> str:
@@ -225,8 +228,23 @@ def _parse(answer: Any) -> _Told:
     content = answer["choices"][0]["message"]["content"]
     if content is not None and not isinstance(content, str):
         raise TypeError(f"content must be text, not {type(content).__name__}")
-    reply = _REPLY.fullmatch(content or "")
-    return _Told(reply[1].lower() == "yes") if reply else _Told(None, (content or "nothing")[:200])
+    verdict = _verdict(content or "")
+    return _Told(verdict) if verdict is not None else _Told(None, (content or "nothing")[:200])
+
+
+def _verdict(reply: str) -> bool | None:
+    """Return whether a reply says yes, or None where it says neither yes nor no."""
+    told = _THOUGHTS.sub("", reply)
+    found = _VERDICT.fullmatch(told)
+    if found is None or set(re.findall(r"\w+", told.lower())) >= _BOTH:
+        return None
+    return found[1].lower() == "yes"
+
+
+def _kept(line: dict[str, Any]) -> _Told:
+    """Return what a line of the file says; a reply that an earlier release could not read is read again."""
+    received = line.get("received", "")
+    return _Told(_verdict(received) if line["supported"] is None else line["supported"], received)
 
 
 def _asked_pause(given: str, otherwise: float) -> float:
