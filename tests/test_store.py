@@ -188,7 +188,7 @@ def test_many_open_a_new_database_and_write_at_once(tmp_path):
 
 def go_back(connection, version):
     """Make the tables what they were in an older schema, before 0005."""
-    for column in ("adapter", "route_confidence", "accepted"):
+    for column in ("adapter", "route_confidence", "accepted", "fields"):
         connection.execute(f"ALTER TABLE prediction DROP COLUMN {column}")
     connection.execute("UPDATE alembic_version SET version_num = ?", (version,))
 
@@ -226,4 +226,4 @@ def test_a_prediction_of_an_older_schema_had_one_adapter_and_no_router(tmp_path)
         go_back(connection, "0004")
     found = Store.at(tmp_path / "store.db").get(Prediction, prediction.id)
     assert found == prediction
-    assert (found.adapter, found.route_confidence, found.accepted) == ("", None, None)  # `accepted` came with 0006
+    assert (found.adapter, found.route_confidence, found.accepted, found.fields) == ("", None, None, ())  # came with 0006 and 0007

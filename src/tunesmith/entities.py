@@ -236,6 +236,21 @@ class Deployment(Noun):
         return tuple(self.variants.values())
 
 
+class FieldConfidence(BaseModel):
+    """What an extraction states of a field, and how sure the model is that it is right."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    field: str
+    value: str | None
+    """What the field holds, of a list one element; None says that it holds nothing."""
+    confidence_raw: float = Field(ge=0, le=1)
+    confidence: float = Field(ge=0, le=1)
+    """Calibrated on fields."""
+
+    def __str__(self) -> str:
+        return f"{self.field}: {'nothing' if self.value is None else self.value} {self.confidence:.2f}"
+
+
 class Prediction(Noun):
     """One answer to one request."""
 
@@ -258,6 +273,8 @@ class Prediction(Noun):
     """How sure the router was of the most probable route, calibrated; None without a router."""
     accepted: bool | None = None
     """Whether the answer needs no review, by the threshold of the model version; None where it has none."""
+    fields: tuple[FieldConfidence, ...] = ()
+    """Of an extraction what it states, field by field; empty of other tasks, and of a model version whose fields were not calibrated."""
 
     @property
     def parents(self) -> tuple[str, ...]:

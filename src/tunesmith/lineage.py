@@ -36,7 +36,8 @@ class Node:
         match self.noun:
             case Prediction() as it:
                 by = "" if it.route_confidence is None else f" by the adapter {it.adapter} (route {it.route_confidence:.2f})"
-                return f"prediction: {it.label} (confidence {it.confidence:.2f}){by} at {it.created_at[:19]}"
+                fields = f" [{'; '.join(map(str, it.fields))}]" if it.fields else ""
+                return f"prediction: {it.label} (confidence {it.confidence:.2f}){fields}{by} at {it.created_at[:19]}"
             case Feedback() as it:
                 return f"feedback: {it.kind} {it.value!r} by {it.actor or 'unknown'}"
             case Deployment() as it:

@@ -20,7 +20,7 @@ from sqlalchemy.pool import NullPool
 from tunesmith.entities import NOUNS, Feedback, Noun, Prediction, utc_now
 from tunesmith.errors import BackendError, DataError, NotFoundError
 
-SCHEMA_VERSION = "0006"
+SCHEMA_VERSION = "0007"
 
 NounT = TypeVar("NounT", bound=Noun)
 
@@ -54,7 +54,14 @@ class Store:
         self._prediction, self._feedback = tables.tables["prediction"], tables.tables["feedback"]
         self._skipped, self._alias, self._look = tables.tables["skipped_review"], tables.tables["alias"], tables.tables["gate_look"]
         self._item, self._item_label = tables.tables["review_item"], tables.tables["review_label"]
-        for table, column in ((self._item, "evidence"), (self._noun, "body"), (self._prediction, "scores"), (self._feedback, "value"), (self._look, "verdict")):
+        for table, column in (
+            (self._item, "evidence"),
+            (self._noun, "body"),
+            (self._prediction, "scores"),
+            (self._prediction, "fields"),
+            (self._feedback, "value"),
+            (self._look, "verdict"),
+        ):
             table.c[column].type = sa.JSON()
 
     @classmethod

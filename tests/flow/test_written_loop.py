@@ -1,21 +1,29 @@
 """The whole loop of an extraction on the tiny model: documents to a model version that answers, is judged and learns again."""
 
 import json
+import shutil
 
 import numpy as np
+import polars as pl
 import pytest
 from fastapi.testclient import TestClient
 
 from tunesmith import flow
-from tunesmith.entities import Evaluation, Run
+from tunesmith.entities import Evaluation, Prediction, Run
 from tunesmith.errors import ConfigError, DataError
+from tunesmith.evaluate.calibration import load_calibrator
 from tunesmith.evaluate.comparison_report import comparison_verdict
 from tunesmith.evaluate.score_written import WrittenScores
+from tunesmith.files import file_sha256
+from tunesmith.flow.fields import Fields, calibrate_fields
 from tunesmith.flow.scoring import base_scores_file, in_order
+from tunesmith.lineage import Node
 from tunesmith.models.artifact import open_artifact
+from tunesmith.models.confidence import EVERY_FIELD
 from tunesmith.models.json_answers import parse_answer
 from tunesmith.project import Project
 from tunesmith.serve.http import create_app
+from tunesmith.serve.predictor import Predictor
 from tunesmith.testing import tiny_extraction_project
 
 QUICK = ["train.report_to=[]"]
@@ -73,6 +81,50 @@ def test_an_answer_over_http_is_json_of_the_schema_and_can_be_corrected(project,
     assert client.post("/v1/feedback", json=judged).status_code == 200
 
 
+def test_each_field_has_a_confidence_that_is_reported_served_and_explained(project, outcome, report, cli):
+    rows, names = report["fields"]["rows"], set(project.config.task.json_schema["properties"])
+    assert [row["field"] for row in rows] == ["", *sorted(names)]
+    assert report["fields"]["n"] == sum(row["n"] for row in rows[1:])
+    page = outcome.calibration.html.read_text(encoding="utf-8")
+    assert "Field by field" in page
+    version = outcome.model_version
+    assert EVERY_FIELD in open_artifact(project.root / version.path, version.sha256).fields
+    text = "my credit card was charged by a merchant"
+    prediction = flow.load_predictor(project).predict([text])[0]
+    stated = parse_answer(project.config.task.json_schema, prediction.label)
+    assert {field.field for field in prediction.fields} == names
+    for field in prediction.fields:
+        assert field.value == (None if stated[field.field] is None else stated[field.field] if field.field == "product" else json.dumps(stated[field.field]))
+    assert project.store.get(Prediction, prediction.id) == prediction
+    assert str(prediction.fields[0]) in Node(prediction.id, prediction).summary
+    client = TestClient(create_app(flow.load_predictor(project), project.store, project.config.serve, "tiny"))
+    asked = client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": text}]}).json()
+    assert asked["tunesmith"]["fields"] == [field.model_dump(mode="json") for field in prediction.fields]
+    assert cli("predict", text, "-C", project.root, "--json").json["fields"] == asked["tunesmith"]["fields"]
+    shown = cli("predict", text, "-C", project.root).out
+    assert all(f"\n  {field}" in shown for field in prediction.fields)
+
+
+def test_a_model_version_from_before_fields_had_a_confidence_still_answers(project, outcome, tmp_path):
+    folder = tmp_path / "old"
+    shutil.copytree(project.root / outcome.model_version.path, folder)
+    (folder / "fields.json").unlink()
+    digests = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    del digests["fields.json"]
+    (folder / "manifest.json").write_text(json.dumps(digests), encoding="utf-8")
+    artifact = open_artifact(folder, file_sha256(folder / "manifest.json"))
+    assert artifact.fields == {}
+    predictor = Predictor(artifact.engine(project.root), load_calibrator(artifact.calibrator), flow.deploy(project), "champion", project.store)
+    assert predictor.predict(["my credit card"])[0].fields == ()
+
+
+def test_answers_from_before_fields_had_a_confidence_are_still_reported(project, outcome, tmp_path):
+    kept = project.root / outcome.evaluation.path
+    for split in ("calibration", "test"):
+        pl.read_parquet(kept / f"tuned-{split}.parquet").drop("fields").write_parquet(tmp_path / f"tuned-{split}.parquet")
+    assert calibrate_fields(project, outcome.dataset, tmp_path) == Fields()
+
+
 def test_rows_whose_answer_is_no_json_of_the_schema_are_dropped_with_the_reason(project, tmp_path):
     root = tiny_extraction_project(tmp_path / "bad")
     with (root / "data" / "records.csv").open("a", encoding="utf-8") as file:
@@ -102,6 +154,7 @@ def test_a_model_version_is_as_sure_as_it_was_when_it_was_evaluated(project, out
     served = artifact.engine(project.root).answer(in_order(project, outcome.dataset, scores.ids)["text"].to_list())
     assert served.answers == scores.answers
     assert (served.logits[:, 0] == scores.logit.astype(np.float32)).all()
+    assert served.fields == scores.fields
 
 
 MONEY = [

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.models.confidence import agreement, agreement_logit, draws, likelihood_logit, right_logits, word_f1
+from tunesmith.models.confidence import agreement, agreement_logit, draws, field_agreement, likelihood_logit, right_logits, word_f1
+from tunesmith.models.json_answers import stated_in
 
 SCHEMA = {
     "type": "object",
@@ -58,6 +59,14 @@ def test_more_agreement_is_more_confidence_and_never_certainty(shares):
 def test_the_likelihood_is_a_mean_over_tokens():
     assert likelihood_logit([2 * np.log(0.5), 6 * np.log(0.5)], [2, 6]) == pytest.approx([0, 0])
     assert np.isfinite(likelihood_logit([0.0, -1e9], [3, 3])).all()
+
+
+def test_a_field_is_as_sure_as_samples_agree_on_it():
+    schema = {"type": "object", "properties": {"who": {"type": "array", "items": {"type": "string"}}, "n": {"type": "integer"}}}
+    stated = stated_in(schema, '{"who": ["Ann", "Bo"], "n": null}')
+    samples = ['{"who": ["ann"], "n": null}', '{"who": ["Bo", "Ann"], "n": 3}', '{"who": [', '{"who": [], "n": null}']
+    assert field_agreement(schema, stated, samples) == [0.5, 0.25, 0.5]
+    assert field_agreement(schema, [], samples) == []
 
 
 def test_logits_are_of_right_and_wrong():

@@ -1,10 +1,11 @@
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.models.json_answers import AnswerRule, answer_values, check_schema, parse_answer, plain, why_invalid, write_answer
+from tunesmith.models.json_answers import AnswerRule, answer_values, check_schema, held_by, parse_answer, plain, stated_in, why_invalid, write_answer
 
 SCHEMA = {
     "type": "object",
@@ -92,3 +93,52 @@ def test_case_white_space_and_quotes_make_no_difference():
 def test_a_schema_that_answers_cannot_be_written_for_is_refused(schema, rule):
     with pytest.raises(ValueError, match=rule):
         check_schema(schema)
+
+
+spacings = st.sampled_from([{}, {"separators": (",", ":")}, {"indent": 2}, {"ensure_ascii": False}])
+
+
+@given(answers, spacings)
+def test_what_an_answer_states_stands_where_it_says(answer, spacing):
+    text = json.dumps(answer, **spacing)
+    stated = stated_in(SCHEMA, text)
+    assert sorted((one.field, one.value) for one in stated if one.value is not None) == sorted(answer_values(answer))
+    empty = {name for name, value in answer.items() if not answer_values({name: value})}
+    assert {one.field for one in stated if one.value is None} == empty
+    for one in stated:
+        held = json.loads(text[one.start : one.end])
+        assert (held if isinstance(held, str) else json.dumps(held)) == one.value or (one.value is None and not any(held or []))
+    assert all(first.end <= second.start for first, second in pairwise(stated))
+
+
+@given(answers, answers)
+def test_an_answer_holds_what_it_states_itself(answer, other):
+    stated = stated_in(SCHEMA, write_answer(SCHEMA, answer))
+    assert all(held_by(stated, answer))
+    assert not any(held_by(stated, None))
+    # As many as both have in common, each counted once.
+    common = [set(), set()]
+    for found, values in zip(common, (answer, other), strict=True):
+        for name, value in answer_values(values):
+            found |= {(name, plain(value), n) for n in range(sum((name, plain(value)) == (field, plain(each)) for field, each in answer_values(values)))}
+    held = held_by(stated, other)
+    assert sum(each for each, one in zip(held, stated, strict=True) if one.value is not None) >= len({key[:2] for key in common[0] & common[1]})
+    empty = {one.field for one, each in zip(stated, held, strict=True) if one.value is None and each}
+    assert empty == {one.field for one in stated if one.value is None} - {name for name, _ in answer_values(other)}
+
+
+def test_a_value_that_is_stated_twice_must_be_held_twice():
+    stated = stated_in(SCHEMA, '{"person": ["Ann", "ANN", "Bo"], "bank": null, "years": 7}')
+    assert [(one.field, one.value) for one in stated] == [("person", "Ann"), ("person", "ANN"), ("person", "Bo"), ("bank", None), ("years", "7")]
+    assert held_by(stated, {"person": [" ann"], "bank": "X", "years": 7}) == [True, False, False, False, True]
+    assert held_by(stated, {"person": ["Bo", "Ann", "Ann"]}) == [True, True, True, True, False]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"other": 1}', '{"years": "x"}'])
+def test_what_is_no_answer_states_nothing(text):
+    assert stated_in(SCHEMA, text) == []
+
+
+def test_of_a_field_that_stands_there_twice_the_last_counts():
+    text = '{"bank": "A", "years": 1, "bank": "B"}'
+    assert [(one.field, one.value, text[one.start : one.end]) for one in stated_in(SCHEMA, text)] == [("bank", "B", '"B"'), ("years", "1", "1")]

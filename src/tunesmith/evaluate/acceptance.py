@@ -181,17 +181,33 @@ def acceptance_on_test(found: Acceptance, confidence: ArrayLike, wrong: ArrayLik
     }
 
 
-def coverage_risk(confidence: ArrayLike, wrong: ArrayLike, *, level: float = 0.95) -> list[dict[str, float]]:
+def coverage_risk(confidence: ArrayLike, wrong: ArrayLike, *, groups: ArrayLike | None = None, level: float = 0.95) -> list[dict[str, float]]:
     """Return how many answers are wrong among the most confident ones, for growing shares.
+
+    Args:
+        confidence: shape (n,).
+        wrong: shape (n,). Whether each answer is wrong.
+        groups: shape (n,). Document of each answer, where a document has several: intervals are then as wide as if each document had one.
+        level: Level of the intervals, by Wilson, a ratio.
+
+    Returns:
+        Points of `share`, `error` and its `low` and `high`.
 
     Source:
         El-Yaniv and Wiener 2010, On the Foundations of Noise-free Selective Classification.
     """
     confidence, wrong = _checked(confidence, wrong)
-    ordered = wrong[np.argsort(-confidence, kind="stable")]
+    order = np.argsort(-confidence, kind="stable")
+    ordered, own = wrong[order], np.arange(len(wrong)) if groups is None else np.asarray(groups)[order]
+    is_first = np.zeros(len(wrong), dtype=bool)
+    is_first[np.unique(own, return_index=True)[1]] = True
     counts = sorted({max(1, round(len(wrong) * point / CURVE_POINTS)) for point in range(1, CURVE_POINTS + 1)})
-    points = [(count, wilson(int(ordered[:count].sum()), count, level)) for count in counts]
-    return [{"share": count / len(wrong), "error": risk.value, "low": risk.low, "high": risk.high} for count, risk in points]
+    points = []
+    for count in counts:
+        error, trials = float(ordered[:count].mean()), int(is_first[:count].sum())
+        risk = wilson(error * trials, trials, level)
+        points.append({"share": count / len(wrong), "error": error, "low": risk.low, "high": risk.high})
+    return points
 
 
 def confidence_auroc(

@@ -70,7 +70,7 @@ class Difference(Interval):
         return {"difference": self.value, "low": self.low, "high": self.high, "p_value": self.p_value}
 
 
-def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
+def wilson(successes: float, n: int, level: float = 0.95) -> Interval:
     """Return a proportion with its score interval, which stays in [0, 1] and holds its level for small n too.
 
     Args:

@@ -118,26 +118,27 @@ def confusion(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
         return _svg(figure)
 
 
-def coverage_risk(acceptance: Mapping[str, Any]) -> str:
-    """Draw how many answers are wrong among the most confident ones, with the share that is accepted.
+def coverage_risk(curve: Sequence[Mapping[str, float]], max_error: float | None = None, share: Mapping[str, float] | None = None) -> str:
+    """Draw how many answers are wrong among the most confident ones.
 
     Args:
-        acceptance: As in report.json.
+        curve: Points as `acceptance.coverage_risk` returns them.
+        max_error: Most that may be wrong, where that was promised.
+        share: What share is accepted, where there is a threshold.
     """
     with context(_STYLE):
         figure = Figure(figsize=(6.2, 2.9), layout="constrained")
         axes = figure.subplots()
-        curve = acceptance["curve"]
         shares = [point["share"] for point in curve]
         axes.fill_between(shares, [point["low"] for point in curve], [point["high"] for point in curve], color=BLUE, alpha=0.18, linewidth=0)
         axes.plot(shares, [point["error"] for point in curve], color=BLUE, linewidth=1.6)
-        axes.axhline(acceptance["max_error"], color=ORANGE, linewidth=1, linestyle="--")
-        axes.annotate("most that may be wrong", (1, acceptance["max_error"]), (0, 3), textcoords="offset points", ha="right", color=ORANGE)
-        share = acceptance["share"]["value"]
-        if share:
-            axes.axvline(share, color=GREY, linewidth=1)
-            away, align = (4, "left") if share < 0.5 else (-4, "right")
-            axes.annotate("accepted", (share, axes.get_ylim()[1]), (away, -10), textcoords="offset points", ha=align, color=GREY)
+        if max_error is not None:
+            axes.axhline(max_error, color=ORANGE, linewidth=1, linestyle="--")
+            axes.annotate("most that may be wrong", (1, max_error), (0, 3), textcoords="offset points", ha="right", color=ORANGE)
+        if share and share["value"]:
+            axes.axvline(share["value"], color=GREY, linewidth=1)
+            away, align = (4, "left") if share["value"] < 0.5 else (-4, "right")
+            axes.annotate("accepted", (share["value"], axes.get_ylim()[1]), (away, -10), textcoords="offset points", ha=align, color=GREY)
         axes.set(xlim=(0, 1), ylim=(0, None), xlabel="share of answers, most confident first", ylabel="wrong among them")
         axes.xaxis.set_major_formatter(PercentFormatter(1))
         axes.yaxis.set_major_formatter(PercentFormatter(1))

@@ -15,6 +15,7 @@ whose keys are absent is left out. The JSON keeps ratios, seconds and bytes; onl
     robustness                     see `robustness.robustness`; optional
     slices                         see `slices.slices`; optional
     calibration, reliability       see `calibration_effect`; optional
+    fields                         see `field_confidence`; optional
     mistakes                       see `compare.worst_mistakes`; optional
     forgetting                     see `forgetting.forgetting`, with `budget`; optional
     suites                         see `suites.compare_suites`; optional
@@ -137,7 +138,10 @@ def pictures(report: Mapping[str, Any]) -> dict[str, str]:
     if "reliability" in report:
         drawn["reliability"] = plots.reliability(**report["reliability"])
     if "acceptance" in report:
-        drawn["coverage_risk"] = plots.coverage_risk(report["acceptance"])
+        drawn["coverage_risk"] = plots.coverage_risk(**{key: report["acceptance"][key] for key in ("curve", "max_error", "share")})
+    if "fields" in report:
+        drawn["fields_reliability"] = plots.reliability(**report["fields"]["reliability"])
+        drawn["fields_coverage_risk"] = plots.coverage_risk(report["fields"]["curve"])
     return drawn
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,16 +27,18 @@ from tunesmith.evaluate.forgetting import LanguageModel, Probes, score_probes
 from tunesmith.evaluate.score_models import LATENCIES_FILE, PROBES_FILE, Progress, tell
 from tunesmith.evaluate.written import count_answers
 from tunesmith.files import write_json
+from tunesmith.models.answered import FieldAnswer
 from tunesmith.models.confidence import likelihood_logit
 
 FREE = "-free"
+_FIELDS = pl.List(pl.Struct({"field": pl.String, "value": pl.String, "logit": pl.Float64}))
 
 
 class Writer(LanguageModel, Protocol):
     """A language model that writes answers."""
 
     def write(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None, *, constrained: bool = True, with_confidence: bool = True) -> Any:
-        """Return `answers`, `logit`, `tokens` and `ended` of each text, in their order."""
+        """Return `answers`, `logit`, `tokens`, `ended` and `fields` of each text, in their order."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,22 @@ class WrittenScores:
         ids: Record ids, n of them.
         answers: What was written.
         logit: shape (n,). How sure the model is, before calibration (see `models.confidence`); 0 where it cannot say or nobody asks.
+        fields: Of an extraction what each answer states and how sure the model is of it; empty where it cannot say or nobody asks.
     """
 
     ids: tuple[str, ...]
     answers: tuple[str, ...]
     logit: NDArray[np.float64]
+    fields: tuple[tuple[FieldAnswer, ...], ...] = ()
 
     def save(self, path: Path) -> None:
         """Write the Parquet file, then rename it into place."""
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f"{path.name}.part")
-        pl.DataFrame({"id": self.ids, "answer": self.answers, "logit": self.logit}).write_parquet(unfinished)
+        frame = pl.DataFrame({"id": self.ids, "answer": self.answers, "logit": self.logit})
+        if self.fields:
+            frame = frame.with_columns(fields=pl.Series([[asdict(one) for one in own] for own in self.fields], dtype=_FIELDS))
+        frame.write_parquet(unfinished)
         unfinished.replace(path)
 
     @classmethod
@@ -72,7 +79,9 @@ class WrittenScores:
         frame = pl.read_parquet(path)
         if "logit" not in frame.columns:  # from before there was a choice
             frame = frame.with_columns(logit=likelihood_logit(frame["log_probability"].to_numpy(), frame["tokens"].to_numpy()))
-        return cls(tuple(frame["id"]), tuple(frame["answer"]), frame["logit"].to_numpy())
+        fields = frame["fields"].to_list() if "fields" in frame.columns else []
+        told = tuple(tuple(FieldAnswer(**one) for one in own) for own in fields)
+        return cls(tuple(frame["id"]), tuple(frame["answer"]), frame["logit"].to_numpy(), told)
 
 
 def write_split(
@@ -80,7 +89,7 @@ def write_split(
 ) -> WrittenScores:
     """Let a model answer every record of a split. Arguments as in `Generator.write`."""
     written = model.write(records["text"].to_list(), progress, constrained=constrained, with_confidence=with_confidence)
-    return WrittenScores(tuple(records["id"]), tuple(written.answers), np.asarray(written.logit))
+    return WrittenScores(tuple(records["id"]), tuple(written.answers), np.asarray(written.logit), tuple(written.fields))
 
 
 def score_written(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from tunesmith.entities import Evaluation, Run, content_id, utc_now
 from tunesmith.errors import NotFoundError
 from tunesmith.files import write_json
 from tunesmith.flow.dataset import dataset_of
+from tunesmith.flow.fields import calibrate_fields
 from tunesmith.flow.groundedness import ask_judge
 from tunesmith.flow.report import confidences, make_report
 from tunesmith.flow.routing import Routing, route
@@ -21,6 +22,9 @@ from tunesmith.project import Project, needs_extra
 
 # Bump when the same inputs would score or report otherwise.
 STEP_VERSION = 2
+
+FIELDS_VERSION = 1
+"""Of extractions alone: bump when the same answer would have another confidence in its fields."""
 
 REPORTED = {"goals", "max_forgetting", "slices", "business", "judge", "suites"}
 """Keys of `evaluate` that change the report alone: no model answers again for them."""
@@ -32,7 +36,8 @@ def evaluate(project: Project, run: Run) -> Evaluation:
     Scores are kept as files as soon as they are complete, so that a killed evaluation goes on where it stopped.
     """
     settings = project.config.evaluate.model_dump(mode="json", exclude={"batch_size", *REPORTED})
-    identity = content_id("evl", run.id, settings, STEP_VERSION)
+    also = [FIELDS_VERSION] if project.config.task.type == "extraction" else []
+    identity = content_id("evl", run.id, settings, STEP_VERSION, *also)
     found = project.store.find(Evaluation, identity)
     if found:
         with project.step("evaluate") as done:
@@ -84,12 +89,14 @@ class Calibration:
         report: What report.json holds.
         html: The report for people.
         routing: The router and the children of the run, measured; None where one adapter answers all.
+        fields: Of an extraction, field -> its calibrator; see `fields.Fields`.
     """
 
     calibrator: dict[str, Any]
     report: dict[str, Any]
     html: Path
     routing: Routing | None = None
+    fields: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def calibrate(project: Project, evaluation: Evaluation) -> Calibration:
@@ -105,7 +112,8 @@ def calibrate(project: Project, evaluation: Evaluation) -> Calibration:
     if file.exists() and (saved := json.loads(file.read_text(encoding="utf-8")))["settings"] == settings and (folder / "report.html").exists():
         with project.step("calibrate") as done:
             done(f"{saved['calibrator']['method']}", skipped=True)
-        return Calibration(saved["calibrator"], json.loads((folder / "report.json").read_text(encoding="utf-8")), folder / "report.html", routing)
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        return Calibration(saved["calibrator"], report, folder / "report.html", routing, saved.get("fields", {}))
     with needs_extra("train"):
         from tunesmith.evaluate.calibration import choose_calibrator
         from tunesmith.evaluate.goals import check_goals
@@ -123,12 +131,14 @@ def calibrate(project: Project, evaluation: Evaluation) -> Calibration:
         if suites:
             levels: dict[str, Any] = {"level": asked.confidence_level, "n_samples": asked.bootstrap_samples, "seed": asked.seed}
             report["suites"] = compare_suites(suites, **levels)
+        if (fields := calibrate_fields(project, dataset, folder)).report:
+            report["fields"] = fields.report
         report["goals"] = check_goals(report, asked.goals)
         html = write_report(folder, report)
         project.trackers.log_metrics(run.id, {f"test/{name}": by_model["tuned"]["value"] for name, by_model in report["metrics"].items()}, run.steps)
         for shown in (html, folder / PLOTS_FOLDER):
             project.trackers.log_artifacts(run.id, shown, "report")
-        write_json(file, {"settings": settings, "calibrator": calibrator.to_dict()})  # last: it marks the step as done
+        write_json(file, {"settings": settings, "calibrator": calibrator.to_dict(), "fields": fields.calibrators})  # last: it marks the step as done
         before, after = (report["calibration"][when]["value"] for when in ("before", "after"))
         done(f"{report['calibration']['method']}: expected calibration error {before:.3f} -> {after:.3f} on test")
-        return Calibration(calibrator.to_dict(), report, html, routing)
+        return Calibration(calibrator.to_dict(), report, html, routing, fields.calibrators)

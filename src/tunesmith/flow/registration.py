@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.entities import DatasetVersion, Evaluation, ModelVersion, Run, content_id, utc_now
 from tunesmith.flow.dataset import dataset_of
@@ -116,7 +116,8 @@ def _model_version(project: Project, run: Run, evaluation: Evaluation, calibrati
     routing = calibration.routing if calibration.routing and calibration.routing.children else None
     # The promise was tested on answers of the run alone, not on those of children.
     promised = {} if routing else {key: calibration.report["acceptance"][key] for key in AcceptanceFile.model_fields}
-    identity = content_id("mdl", name, run.id, evaluation.id, calibration.calibrator, promised, *([routing.id] if routing else []))
+    also: list[Any] = [*([routing.id] if routing else []), *([calibration.fields] if calibration.fields else [])]
+    identity = content_id("mdl", name, run.id, evaluation.id, calibration.calibrator, promised, *also)
     found = project.store.find(ModelVersion, identity)
     if found and (project.root / found.path).exists():
         return found
@@ -150,6 +151,7 @@ def _model_version(project: Project, run: Run, evaluation: Evaluation, calibrati
         router=routing.router if routing else None,
         children={each: project.root / child.path / WEIGHTS_FOLDER for each, child in routing.children.items()} if routing else {},
         acceptance=AcceptanceFile.model_validate(promised) if promised else None,
+        fields=calibration.fields,
     )
     number = 1 + sum(known.name == name for known in project.store.all(ModelVersion))
     version = ModelVersion(

@@ -55,6 +55,7 @@ def load_predictor(project: Project) -> Predictor:
         project.store,
         children=children,
         accepts=_acceptance(artifact),
+        fields={field: load_calibrator(saved) for field, saved in artifact.fields.items()},
     )
 
 

@@ -9,6 +9,21 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
+class FieldAnswer:
+    """What an extraction states of a field, and how sure the model is of it.
+
+    Attributes:
+        field: The property of the schema.
+        value: What it holds, of a list one element; None says that it holds nothing.
+        logit: Before calibration, of being right.
+    """
+
+    field: str
+    value: str | None
+    logit: float
+
+
+@dataclass(frozen=True)
 class Answered:
     """Answers to n texts and how sure the model is of them.
 
@@ -19,6 +34,7 @@ class Answered:
         chosen: shape (n,). Column whose probability is the confidence in the answer.
         adapters: Which adapter gave each answer; empty where there is one only.
         route_confidence: shape (n,). How sure the router was of the most probable route, calibrated; None without a router.
+        fields: What each answer of an extraction states; empty of other tasks.
     """
 
     answers: tuple[str, ...]
@@ -27,3 +43,4 @@ class Answered:
     chosen: NDArray[np.int64]
     adapters: tuple[str, ...] = ()
     route_confidence: NDArray[np.float64] | None = None
+    fields: tuple[tuple[FieldAnswer, ...], ...] = ()

@@ -4,6 +4,7 @@
     model.json          base model, task, prompt and precision
     calibrator.json     from logits to honest confidences
     acceptance.json     which answers need no review
+    fields.json         of an extraction: field -> its calibrator, and that of the fields that have none of their own
     chat_template.jinja the template that it was trained with; empty for an encoder
     README.md           the model card
     routing.json        with children: the threshold of the router, and of each child its document type, run and calibrator
@@ -20,7 +21,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from tunesmith.models.weights import WEIGHTS_FOLDER, fits_fast_pass
 
 MANIFEST = "manifest.json"
 _ROUTING, _ROUTER = "routing.json", "router"
-_ACCEPTANCE = "acceptance.json"
+_ACCEPTANCE, _FIELDS = "acceptance.json", "fields.json"
 
 
 class ModelFile(BaseModel):
@@ -99,6 +100,7 @@ class Artifact:
         calibrator: Of the run that learnt all records.
         routing: The children and the router's threshold; None where one adapter answers all.
         acceptance: Which answers need no review; None with children, whose answers the promise is not about.
+        fields: Field -> calibrator, see `confidence.EVERY_FIELD`; empty where none was fitted.
     """
 
     folder: Path
@@ -106,6 +108,7 @@ class Artifact:
     calibrator: dict[str, Any]
     routing: RoutingFile | None = None
     acceptance: AcceptanceFile | None = None
+    fields: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
     def engine(self, root: Path, *, batch_size: int = 32) -> Engine | Generator | RoutedEngine:
         """Load the model as it was evaluated.
@@ -150,6 +153,7 @@ def write_artifact(
     router: Router | None = None,
     children: Mapping[str, Path] | None = None,
     acceptance: AcceptanceFile | None = None,
+    fields: Mapping[str, dict[str, Any]] | None = None,
 ) -> str:
     """Write a model version's folder by write-then-rename.
 
@@ -164,6 +168,7 @@ def write_artifact(
         router: Picks the adapter, where there are several.
         children: Document type -> weights of the children that `routing` names.
         acceptance: What acceptance.json will hold.
+        fields: What fields.json will hold.
 
     Returns:
         The manifest's SHA-256, which stands for all files.
@@ -186,6 +191,8 @@ def write_artifact(
             shutil.copytree(children[child.document_type], partial / child.folder)
     if acceptance:
         (partial / _ACCEPTANCE).write_text(acceptance.model_dump_json(indent=2), encoding="utf-8")
+    if fields:
+        (partial / _FIELDS).write_text(json.dumps(fields, indent=2), encoding="utf-8")
     digests = {str(path.relative_to(partial)): file_sha256(path) for path in sorted(partial.rglob("*")) if path.is_file()}
     (partial / MANIFEST).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
@@ -216,4 +223,5 @@ def open_artifact(folder: Path, sha256: str) -> Artifact:
     model = ModelFile.model_validate_json((folder / "model.json").read_text(encoding="utf-8"))
     routing = RoutingFile.model_validate_json((folder / _ROUTING).read_text(encoding="utf-8")) if _ROUTING in expected else None
     acceptance = AcceptanceFile.model_validate_json((folder / _ACCEPTANCE).read_text(encoding="utf-8")) if _ACCEPTANCE in expected else None
-    return Artifact(folder, model, json.loads((folder / "calibrator.json").read_text(encoding="utf-8")), routing, acceptance)
+    fields = json.loads((folder / _FIELDS).read_text(encoding="utf-8")) if _FIELDS in expected else {}
+    return Artifact(folder, model, json.loads((folder / "calibrator.json").read_text(encoding="utf-8")), routing, acceptance, fields)

@@ -7,6 +7,12 @@ probability of being right; before that none of them is.
     margin       the odds of a written token against the most probable other one that was allowed, where they are lowest
     agreement    how much of the answer other answers say again, that were sampled and not the most probable
 
+Of a field of an extraction, by the same measure:
+
+    likelihood   the probability of its value's tokens among those that the schema allows, given what stands before them
+    margin       as above, over its value's tokens
+    agreement    the share of samples that hold the value in that field too
+
 Evaluation, calibration and serving ask here, so that they cannot drift apart.
 
 Sources:
@@ -26,7 +32,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tunesmith.models.json_answers import answer_values, parse_answer, plain
+from tunesmith.models.json_answers import Stated, answer_values, held_by, parse_answer, plain
+
+EVERY_FIELD = ""
+"""Key of the calibrator of the fields that have none of their own."""
 
 WIDEST = 30.0
 """Margin, in nats, of an answer that never had another token to choose."""
@@ -76,6 +85,14 @@ def agreement(schema: Mapping[str, Any], answer: str, samples: Sequence[str]) ->
         return float(np.mean([sample == answer for sample in samples]))
     said = [[other is not None and _values(other, name) == _values(given, name) for other in others] for name in schema["properties"]]
     return float(np.mean(said))
+
+
+def field_agreement(schema: Mapping[str, Any], stated: Sequence[Stated], samples: Sequence[str]) -> list[float]:
+    """Return for each thing that an answer states the share of samples that say it too, a ratio; a sample that is no JSON of the schema says nothing."""
+    if not stated:
+        return []
+    said = [held_by(stated, parse_answer(schema, sample)) for sample in samples]
+    return [float(share) for share in np.mean(said, axis=0)]
 
 
 def word_f1(answer: str, right: str) -> float:

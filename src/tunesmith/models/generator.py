@@ -13,6 +13,7 @@ of being right.
 from __future__ import annotations
 
 import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,13 +26,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tunesmith.errors import MissingExtraError
-from tunesmith.models.answered import Answered
+from tunesmith.models.answered import Answered, FieldAnswer
 from tunesmith.models.batch import training_batch
-from tunesmith.models.confidence import WIDEST, agreement, agreement_logit, draws, likelihood_logit, right_logits
+from tunesmith.models.confidence import WIDEST, agreement, agreement_logit, draws, field_agreement, likelihood_logit, right_logits
 from tunesmith.models.decode import FastSteps, PlainSteps, Rule, Steps, greedy, sample
 from tunesmith.models.engine import Engine, Workers, forward_pass
 from tunesmith.models.fast_llama import FastLlama
-from tunesmith.models.json_answers import strict_schema
+from tunesmith.models.json_answers import Stated, stated_in, strict_schema
 from tunesmith.models.likelihood import log_probabilities
 from tunesmith.models.settings import ConfidenceSection, ModelSection
 from tunesmith.models.tokens import Prompt
@@ -52,12 +53,14 @@ class Written:
         logit: shape (n,). How sure the model is of each, before calibration; 0 where nobody asked.
         tokens: shape (n,). How many tokens each has, stop token included.
         ended: shape (n,). Whether the answer ended by itself, before `task.max_answer_tokens`.
+        fields: What each answer of an extraction states, and how sure the model is of it; empty of other tasks, or where nobody asked.
     """
 
     answers: list[str]
     logit: NDArray[np.float64]
     tokens: NDArray[np.int64]
     ended: NDArray[np.bool_]
+    fields: tuple[tuple[FieldAnswer, ...], ...] = ()
 
 
 class Generator:
@@ -99,7 +102,7 @@ class Generator:
     def answer(self, texts: Sequence[str], progress: Progress | None = None) -> Answered:
         """Answer texts as the task wants it, and say how sure the model is of each answer."""
         written = self.write(texts, progress)
-        return Answered(tuple(written.answers), OUTCOMES, right_logits(written.logit), np.zeros(len(texts), dtype=np.int64))
+        return Answered(tuple(written.answers), OUTCOMES, right_logits(written.logit), np.zeros(len(texts), dtype=np.int64), fields=written.fields)
 
     def write(self, texts: Sequence[str], progress: Progress | None = None, *, constrained: bool = True, with_confidence: bool = True) -> Written:
         """Write an answer to each text.
@@ -119,12 +122,11 @@ class Generator:
         def generate(batch: list[int]) -> list[list[int]]:
             return greedy(steps, [rows[row] for row in batch], stop=stop, n_new=n_new, rule=rule(len(batch)) if rule else None)
 
-        def agree(batch: list[int]) -> list[float]:
+        def agree(batch: list[int]) -> list[_Sureness]:
             drawn = np.stack([draws(texts[row], n_samples, n_new, self._confidence.seed) for row in batch])
             about: dict[str, Any] = {"stop": stop, "n_new": n_new, "rule": rule(len(batch) * n_samples) if rule else None}
             found = sample(steps, [rows[row] for row in batch], drawn, temperature=self._confidence.temperature, **about)
-            schema = self.prompt.task.json_schema
-            return [agreement(schema, answers[row], self._decoded(own)) for row, own in zip(batch, found, strict=True)]
+            return [self._agreed(answers[row], stated[row], self._decoded(own)) for row, own in zip(batch, found, strict=True)]
 
         def tell(done: int) -> None:
             if progress:
@@ -132,14 +134,28 @@ class Generator:
 
         ids = self._for_each(rows, generate, self._batch_size, tell)
         answers = self._decoded(ids)
-        logit = np.zeros(len(rows))
+        has_fields = with_confidence and self.prompt.task.type == "extraction"
+        stated = [stated_in(self.prompt.task.json_schema, answer) if has_fields else [] for answer in answers]
+        sure = [_Sureness(0.0, ())] * len(rows)
         if is_sampled:
-            shares = self._for_each(rows, agree, max(1, self._batch_size // n_samples), lambda done: tell(len(rows) + done))
-            logit = agreement_logit(shares, n_samples)
+            sure = self._for_each(rows, agree, max(1, self._batch_size // n_samples), lambda done: tell(len(rows) + done))
         elif with_confidence:
-            logit = self._read(rows, ids, rule)
-        ended = np.array([bool(answer) and answer[-1] == stop for answer in ids], dtype=bool)
-        return Written(answers, logit, np.array([len(answer) for answer in ids], dtype=np.int64), ended)
+            sure = self._read(rows, ids, stated, rule)
+        of_stated = [own.of_stated for own in sure]
+        fields = [tuple(FieldAnswer(one.field, one.value, logit) for one, logit in zip(*both, strict=True)) for both in zip(stated, of_stated, strict=True)]
+        return Written(
+            answers,
+            np.array([own.of_answer for own in sure], dtype=np.float64),
+            np.array([len(answer) for answer in ids], dtype=np.int64),
+            np.array([bool(answer) and answer[-1] == stop for answer in ids], dtype=bool),
+            tuple(fields) if has_fields else (),
+        )
+
+    def _agreed(self, answer: str, stated: Sequence[Stated], samples: Sequence[str]) -> _Sureness:
+        schema = self.prompt.task.json_schema
+        shares = [agreement(schema, answer, samples), *field_agreement(schema, stated, samples)]
+        of_answer, *of_stated = agreement_logit(shares, len(samples)).tolist()
+        return _Sureness(of_answer, tuple(of_stated))
 
     def _for_each(self, rows: Sequence[list[int]], work: Callable[[list[int]], list[Any]], size: int, tell: Callable[[int], None]) -> list[Any]:
         """Return what batches of row numbers give, in the order of the rows; the longest come first, and every worker has something to do."""
@@ -191,42 +207,60 @@ class Generator:
         )
         return lambda: LLMatcher(tokenizer, grammar)
 
-    def _read(self, rows: Sequence[list[int]], answers: Sequence[list[int]], rule: Callable[[int], Rule] | None) -> NDArray[np.float64]:
-        """Return the likelihood or the margin of each answer by the pass of training; an empty one has 0."""
-        logit = np.zeros(len(rows))
+    def _read(
+        self, rows: Sequence[list[int]], answers: Sequence[list[int]], stated: Sequence[list[Stated]], rule: Callable[[int], Rule] | None
+    ) -> list[_Sureness]:
+        """Return the likelihood or the margin of each answer, and of what it states, by the pass of training; of an empty one 0."""
+        found = [_Sureness(0.0, ())] * len(rows)
         order = sorted((row for row in range(len(rows)) if answers[row]), key=lambda row: len(rows[row]) + len(answers[row]))
         passes = [order[at : at + 8] for at in range(0, len(order), 8)]
-        measure = self._margins if self._confidence.method == "margin" else self._likelihoods
-        for chosen, values in zip(passes, self._workers.map(lambda chosen: measure(chosen, rows, answers, rule), passes), strict=True):
-            logit[chosen] = values
-        return logit
+        for chosen, own in zip(passes, self._workers.map(lambda chosen: self._sureness(chosen, rows, answers, stated, rule), passes), strict=True):
+            for row, sure in zip(chosen, own, strict=True):
+                found[row] = sure
+        return found
 
     @torch.no_grad()
-    def _logits(self, chosen: Sequence[int], rows: Sequence[list[int]], answers: Sequence[list[int]]) -> tuple[Tensor, Tensor, list[int]]:
-        """Return logits and tokens of answers, one after the other, and the length of each."""
+    def _sureness(
+        self, chosen: Sequence[int], rows: Sequence[list[int]], answers: Sequence[list[int]], stated: Sequence[list[Stated]], rule: Callable[[int], Rule] | None
+    ) -> list[_Sureness]:
         batch = training_batch(self.prompt.prefix, [rows[row] for row in chosen], [tuple(answers[row]) for row in chosen])
-        return self._forward.logits(batch).cpu(), batch.targets, [len(answers[row]) for row in chosen]
-
-    def _likelihoods(self, chosen: Sequence[int], rows: Sequence[list[int]], answers: Sequence[list[int]], _: object) -> NDArray[np.float64]:
-        logits, targets, lengths = self._logits(chosen, rows, answers)
-        losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none").double()
-        return likelihood_logit([-float(own.sum()) for own in torch.split(losses, lengths)], lengths)
-
-    def _margins(
-        self, chosen: Sequence[int], rows: Sequence[list[int]], answers: Sequence[list[int]], rule: Callable[[int], Rule] | None
-    ) -> NDArray[np.float64]:
-        logits, targets, lengths = self._logits(chosen, rows, answers)
-        found = []
-        for own, tokens in zip(torch.split(logits, lengths), torch.split(targets, lengths), strict=True):
-            if rule:
+        lengths = [len(answers[row]) for row in chosen]
+        is_margin, found = self._confidence.method == "margin", []
+        for row, logits, tokens in zip(chosen, torch.split(self._forward.logits(batch).cpu(), lengths), torch.split(batch.targets, lengths), strict=True):
+            losses = torch.nn.functional.cross_entropy(logits, tokens, reduction="none").double()  # before the schema forbids anything
+            if rule and (is_margin or stated[row]):
                 follows = rule(1)
                 for step, token in enumerate(tokens.tolist()):
-                    follows.forbid([0], own[step : step + 1])
+                    follows.forbid([0], logits[step : step + 1])
                     follows.take(0, token)
-            written = own.gather(1, tokens[:, None])
-            others = own.scatter(1, tokens[:, None], float("-inf")).amax(1, keepdim=True)
-            found.append(min(float((written - others).min()), WIDEST))
-        return np.array(found)
+            spans = self._spans(answers[row], stated[row])
+            if is_margin:
+                others = logits.scatter(1, tokens[:, None], float("-inf")).amax(1)
+                margins = (logits.gather(1, tokens[:, None])[:, 0] - others).clamp(max=WIDEST)
+                found.append(_Sureness(float(margins.min()), tuple(float(margins[span].min()) for span in spans)))
+            else:
+                of_answer = likelihood_logit([-float(losses.sum())], [len(tokens)])
+                if spans:
+                    losses = torch.nn.functional.cross_entropy(logits, tokens, reduction="none").double()
+                of_stated = likelihood_logit([-float(losses[span].sum()) for span in spans], np.ones(len(spans)))
+                found.append(_Sureness(float(of_answer[0]), tuple(of_stated.tolist())))
+        return found
+
+    def _spans(self, answer: Sequence[int], stated: Sequence[Stated]) -> list[slice]:
+        """Return which tokens of an answer touch each thing that it states: with a value those that open and close it, which say that there is one."""
+        if not stated:
+            return []
+        # What a token adds to the text; half a letter adds nothing yet.
+        ends = [len(text.rstrip("\ufffd")) for text in self._decoded([list(answer[: n + 1]) for n in range(len(answer))])]
+        return [slice(bisect_right(ends, one.start), bisect_left(ends, one.end) + 1) for one in stated]
+
+
+@dataclass(frozen=True)
+class _Sureness:
+    """How sure the model is of an answer and of each thing that it states, in their order: logits before calibration."""
+
+    of_answer: float
+    of_stated: tuple[float, ...]
 
 
 def load_answerer(

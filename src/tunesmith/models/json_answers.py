@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 _SCALARS: dict[str, tuple[type, ...]] = {"string": (str,), "number": (int, float), "integer": (int,), "boolean": (bool,)}
 
@@ -72,6 +73,86 @@ def answer_values(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
             if one is not None and one != "":
                 values.append((name, one if isinstance(one, str) else json.dumps(one)))
     return values
+
+
+class FieldValue(Protocol):
+    """A field and what it holds; None for nothing."""
+
+    @property
+    def field(self) -> str:
+        """The property."""
+
+    @property
+    def value(self) -> str | None:
+        """One value."""
+
+
+@dataclass(frozen=True)
+class Stated:
+    """Something that an answer states of a field.
+
+    Attributes:
+        field: The property.
+        value: What it holds, of a list one element; None says that it holds nothing.
+        start: Where that stands in the answer's text.
+        end: Where it ends, exclusive.
+    """
+
+    field: str
+    value: str | None
+    start: int
+    end: int
+
+
+def stated_in(schema: Mapping[str, Any], text: str) -> list[Stated]:
+    """Return what an answer states, in its order: each element of a list by itself, and an empty field too. Empty where it is no answer of the schema."""
+    if parse_answer(schema, text) is None:
+        return []
+    found: dict[str, list[Stated]] = {}
+    at = text.index("{") + 1
+    while (at := _skip(text, at, ",")) < len(text) and text[at] != "}":
+        name, at = _DECODER.raw_decode(text, at)
+        start = at = _skip(text, at, ":")
+        value, end = _DECODER.raw_decode(text, start)
+        own = []
+        if isinstance(value, list):
+            at = start + 1
+            while text[at := _skip(text, at, ",")] != "]":
+                one, stop = _DECODER.raw_decode(text, at)
+                own += [Stated(name, one, at, stop)] if one else []
+                at = stop
+        elif value is not None and value != "":
+            own = [Stated(name, value if isinstance(value, str) else json.dumps(value), start, end)]
+        found[name], at = own or [Stated(name, None, start, end)], end  # of a key that stands there twice the last one counts
+    return [one for own in found.values() for one in own]
+
+
+def held_by(stated: Sequence[FieldValue], answer: Mapping[str, Any] | None) -> list[bool]:
+    """Return for each thing stated whether another answer says it too, after normalisation: the same value of that field, or that it holds nothing.
+
+    Args:
+        stated: See `stated_in`. A value that is stated twice must be held twice.
+        answer: The other answer, parsed; None, which is none, holds nothing of it.
+    """
+    if answer is None:
+        return [False] * len(stated)
+    values = Counter((field, plain(value)) for field, value in answer_values(answer))
+    filled, held = {field for field, _ in values}, []
+    for one in stated:
+        held.append(one.field not in filled if one.value is None else values[one.field, plain(one.value)] > 0)
+        if one.value is not None:
+            values[one.field, plain(one.value)] -= 1
+    return held
+
+
+_DECODER = json.JSONDecoder()
+
+
+def _skip(text: str, at: int, sign: str) -> int:
+    """Return where the next thing stands, behind white space and at most one sign."""
+    while at < len(text) and (text[at].isspace() or text[at] == sign):
+        at += 1
+    return at
 
 
 @dataclass(frozen=True)

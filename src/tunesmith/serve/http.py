@@ -151,7 +151,7 @@ def create_app(predictor: Predictor, store: Store, section: ServeSection, model_
 
     @app.post("/v1/chat/completions", dependencies=[Depends(authorised)])
     def chat_completions(body: ChatRequest) -> dict[str, Any]:
-        """Answer the last user message in OpenAI's format; `tunesmith` holds the prediction id and the calibrated confidence."""
+        """Answer the last user message in OpenAI's format; `tunesmith` holds the prediction id and the calibrated confidences of answer and fields."""
         check_model(body.model)
         if body.stream:
             raise DataError("stream must be false: an answer is stored whole.", hint="Leave stream out.")
@@ -239,5 +239,6 @@ def _completion(prediction: Prediction, model_name: str) -> dict[str, Any]:
             "adapter": prediction.adapter,
             "route_confidence": prediction.route_confidence,
             "accepted": prediction.accepted,
+            "fields": [field.model_dump(mode="json") for field in prediction.fields],
         },
     }

@@ -15,9 +15,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.entities import Deployment, Prediction, new_id, utc_now
+from tunesmith.entities import Deployment, FieldConfidence, Prediction, new_id, utc_now
 from tunesmith.errors import DataError
-from tunesmith.models.answered import Answered
+from tunesmith.models.answered import Answered, FieldAnswer
+from tunesmith.models.confidence import EVERY_FIELD, right_logits
 from tunesmith.store import Store
 
 Progress = Callable[[int, int], None]
@@ -51,6 +52,7 @@ class Predictor:
         variant: The variant's name in the deployment.
         store: Keeps every prediction.
         children: Document type -> the calibrator of its child, where several adapters answer.
+        fields: Field of an extraction -> its calibrator, and `EVERY_FIELD` -> that of the others; None where none was fitted.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class Predictor:
         *,
         children: Mapping[str, Calibrator] | None = None,
         accepts: Callable[[float], bool] | None = None,
+        fields: Mapping[str, Calibrator] | None = None,
     ) -> None:
         self._engine, self._calibrator, self._store, self._children, self._accepts = engine, calibrator, store, children or {}, accepts
+        self._fields = fields or {}
         self.deployment, self.variant = deployment, variant
         self._one_at_a_time = threading.Lock()
 
@@ -115,11 +119,17 @@ class Predictor:
                 adapter=adapters[row],
                 route_confidence=sure[row],
                 accepted=self._accepts(float(raw[row, found.chosen[row]])) if self._accepts else None,
+                fields=tuple(map(self._sure_of, found.fields[row])) if found.fields and self._fields else (),
             )
             for row, (text, answer) in enumerate(zip(texts, found.answers, strict=True))
         ]
         self._store.put(*predictions)
         return predictions
+
+    def _sure_of(self, stated: FieldAnswer) -> FieldConfidence:
+        logits = right_logits([stated.logit])
+        honest = self._fields.get(stated.field, self._fields[EVERY_FIELD]).probabilities(logits)
+        return FieldConfidence(field=stated.field, value=stated.value, confidence_raw=float(_softmax(logits)[0, 0]), confidence=float(honest[0, 0]))
 
     def _honest(self, found: Answered) -> NDArray[np.float64]:
         """Return calibrated probabilities, shape (n_texts, n_names): each row by the calibrator of the adapter that answered."""

@@ -76,6 +76,8 @@ def _ask(prediction: Prediction, labels: Sequence[str]) -> Choice:
     """Show a prediction and ask until the answer is a choice."""
     console.print(f"\n{prediction.text[:1500]}\n", markup=False)
     console.print(f"Answer: {prediction.label}  (confidence {prediction.confidence:.2f}, {prediction.id})", markup=False)
+    for field in sorted(prediction.fields, key=lambda field: field.confidence):
+        console.print(f"  {field}", markup=False)
     for number, name in enumerate(labels, start=1):
         console.print(f"  {number}  {name}", markup=False)
     keys = {"a": Choice("accept"), "s": Choice("skip"), "q": Choice("quit")}

@@ -40,9 +40,8 @@ def predict(
         answer = flow.predict(open_project(project, None, as_json=True), [text])[0]
         by = "" if answer.route_confidence is None else f", adapter {answer.adapter}, route {answer.route_confidence:.2f}"
         review = {True: ", needs no review", False: ", needs review", None: ""}[answer.accepted]
-        return show(
-            as_json, _answer(answer), f"{answer.label}  (confidence {answer.confidence:.2f}{by}{review})", next_command=f"tunesmith lineage {answer.id}"
-        )
+        text = "\n".join([f"{answer.label}  (confidence {answer.confidence:.2f}{by}{review})", *(f"  {field}" for field in answer.fields)])
+        return show(as_json, _answer(answer), text, next_command=f"tunesmith lineage {answer.id}")
     rows = read_rows(file)
     if not out.parent.is_dir():
         raise NotFoundError(f"--out must lie in a folder that exists. Received: {out}.", hint=f"mkdir -p {out.parent}")
@@ -54,7 +53,9 @@ def predict(
 
 def _answer(prediction: Prediction) -> dict[str, Any]:
     routed = {} if prediction.route_confidence is None else {"adapter": prediction.adapter, "route_confidence": prediction.route_confidence}
-    return {"prediction_id": prediction.id, "label": prediction.label, "confidence": prediction.confidence, "accepted": prediction.accepted, **routed}
+    fields = {"fields": [field.model_dump(mode="json") for field in prediction.fields]} if prediction.fields else {}
+    told = {"prediction_id": prediction.id, "label": prediction.label, "confidence": prediction.confidence, "accepted": prediction.accepted}
+    return {**told, **routed, **fields}
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
