@@ -28,6 +28,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "ocr": {
         "tesseract": "tunesmith.data.ocr:Tesseract",
+        "tesserocr": "tunesmith.data.ocr:Tesserocr",
         "rapidocr": "tunesmith.data.ocr:RapidOcr",
         "http": "tunesmith.data.ocr:HttpOcr",
     },

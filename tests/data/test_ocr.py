@@ -1,5 +1,7 @@
 import io
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from known_documents import STRUCTURE, as_pdf, as_scan, picture_of, png, scan_pdf, text_of_structure, word_recall
@@ -8,9 +10,9 @@ from PIL import Image
 
 from tunesmith.data.blocks import Box, Word
 from tunesmith.data.documents import read_document
-from tunesmith.data.ocr import HttpOcr, Ocr, load_ocr, read_tsv, share_line
+from tunesmith.data.ocr import HttpOcr, Ocr, language_data, load_ocr, read_tsv, share_line
 from tunesmith.data.settings import OcrSection
-from tunesmith.errors import BackendError, ConfigError
+from tunesmith.errors import BackendError, ConfigError, MissingExtraError
 
 needs_tesseract = pytest.mark.skipif(shutil.which("tesseract") is None, reason="needs the program tesseract (apt-get install tesseract-ocr)")
 PAGE = Image.new("L", (500, 1000), 255)
@@ -54,6 +56,62 @@ def test_without_the_program_the_error_names_both_ways_out(monkeypatch):
         load_ocr(OcrSection())
     assert "apt-get install tesseract-ocr" in raised.value.hint
     assert "data.ocr.engine: rapidocr" in raised.value.hint
+
+
+# --- tesserocr --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tesserocr():
+    pytest.importorskip("tesserocr", reason="needs the package tesserocr (extra ocr)")
+    if language_data("eng") is None:
+        pytest.skip("needs the language data eng (apt-get install tesseract-ocr)")
+    return load_ocr(OcrSection(engine="tesserocr"))
+
+
+@needs_tesseract
+def test_package_and_program_read_the_same_words_in_the_same_places(tesserocr):
+    page = picture_of(as_pdf())
+    inside, outside = ({word.text: word for word in engine.recognise(page)} for engine in (tesserocr, load_ocr(OcrSection())))
+    common = inside.keys() & outside.keys()
+    assert len(common) >= 0.95 * len(inside.keys() | outside.keys())
+    for text in common:
+        assert inside[text].confidence == pytest.approx(outside[text].confidence, abs=0.2)
+    near = [text for text in common if inside[text].box == pytest.approx(outside[text].box, abs=4)]
+    assert len(near) >= 0.9 * len(common)  # a word that is there twice may be the other one
+
+
+def test_the_package_reads_for_several_threads_what_it_reads_for_one(tesserocr):
+    page = picture_of(as_pdf())
+    pages = [page.crop((0, 0, page.width, page.height * part // 8)) for part in (1, 2, 3, 4)]
+    alone = [tesserocr.recognise(each) for each in pages]
+    assert len({len(words) for words in alone}) == 4
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(tesserocr.recognise, pages)) == alone
+
+
+def test_the_package_says_which_data_it_lacks_or_cannot_read(tesserocr, tmp_path, monkeypatch):
+    with pytest.raises(BackendError, match="data of Tesseract for 'xyz'") as raised:
+        load_ocr(OcrSection(engine="tesserocr", language="xyz"))
+    assert "TESSDATA_PREFIX" in raised.value.hint
+    monkeypatch.setenv("TESSDATA_PREFIX", str(tmp_path))
+    (tmp_path / "eng.traineddata").write_bytes(b"no data")
+    with pytest.raises(BackendError, match="tesseract must read the page") as raised:
+        load_ocr(OcrSection(engine="tesserocr")).recognise(PAGE)
+    assert "tesseract --list-langs" in raised.value.hint
+
+
+def test_data_are_found_where_all_languages_are_and_only_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("TESSDATA_PREFIX", str(tmp_path))
+    (tmp_path / "eng.traineddata").touch()
+    assert language_data("eng") == tmp_path
+    assert language_data("eng+deu") is None
+
+
+def test_without_the_package_the_error_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tesserocr", None)
+    with pytest.raises(MissingExtraError, match="tesserocr"):
+        load_ocr(OcrSection(engine="tesserocr"))
 
 
 def test_words_of_tsv_have_boxes_and_confidences_in_zero_to_one():
@@ -163,7 +221,7 @@ def test_settings_of_the_service_are_checked(monkeypatch):
 
 def test_engines_are_plug_ins():
     assert load_ocr(OcrSection(engine="none")) is None
-    with pytest.raises(ConfigError, match="ocr must be one of http, rapidocr, tesseract"):
+    with pytest.raises(ConfigError, match="ocr must be one of http, rapidocr, tesseract, tesserocr"):
         load_ocr(OcrSection(engine="tesserakt"))
 
 

@@ -90,9 +90,10 @@ class OcrSection(Section):
     """How pages that are pictures are read, and the limits for reading files."""
 
     engine: str = "tesseract"
-    """tesseract (a system program), rapidocr (a Python package, slower), http (a service), or none: pages without text are refused as `needs_ocr`."""
+    """tesseract (a system program), tesserocr (the same as a Python package with the system's language data, faster), rapidocr (a Python package, slower), http
+    (a service), or none: pages without text are refused as `needs_ocr`."""
     language: str = Field(default="eng", pattern=r"^[A-Za-z_+]+$")
-    """Languages of tesseract, joined by +; each needs its system package."""
+    """Languages of tesseract and tesserocr, joined by +; each needs its system package."""
     resolution: int = Field(default=200, ge=72, le=600)
     """Pixels an inch at which PDF pages are drawn for the OCR."""
     url: str = ""
