@@ -5,6 +5,7 @@ process of its own on one core, texts in and findings out; speed is CPU time wit
 planted copies whose true Jaccard similarity of word 3-shingles is 0.7 or more, precision over a sample of 1,500 pairs measured
 exactly. Semantic duplicates are right when they are copies of one text or have a similarity of 0.5. `ratio` is how many times
 better ours is: of speeds their quotient, of qualities too; its low and high ends are the smallest and the largest round.
+Each table is kept in `results/data.json` as soon as it is measured, and stands in `README.md` between the marks, with the goals.
 
     python benchmarks/data_texts.py FOLDER                                   once
     python benchmarks/data.py --texts FOLDER --peers PYTHON [--quick] [--only NAME ...]
@@ -17,6 +18,7 @@ import json
 import os
 import platform
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -36,6 +38,26 @@ from tunesmith.data.dedup import clusters, jaccard
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "data.json"
+README = HERE / "README.md"
+MARK = ("<!-- data: written by benchmarks/data.py -->", "<!-- /data -->")
+# What was asked for: of ours, of the ratio to the peer, or of ours above the peer. The first that fits the work and the peer counts.
+GOALS: tuple[tuple[str, str, str, float], ...] = (
+    (r"near duplicates.*: speed", "rensa", "ratio", 0.8),
+    (r"near duplicates.*: speed", "datasketch", "ratio", 10),
+    (r"near duplicates.*: speed", "datatrove", "ratio", 50),
+    (r"near duplicates.*: recall", "", "ours", 0.98),
+    (r"near duplicates.*: precision", "", "ours", 1.0),
+    (r"semantic.*: speed", "semhash", "ratio", 3),
+    (r"semantic.*: (precision|recall)", "semhash", "ratio", 1),
+    (r"embeddings: speed", "", "ratio", 4),
+    (r"label errors.*: average precision", "", "above", 0.10),
+    (r"label errors.*: F1", "", "ours", 0.70),
+    (r"swapped answers, random", "", "ours", 0.93),
+    (r"swapped answers, hard", "", "ours", 0.80),
+    (r"contamination: recall, all", "", "ours", 0.97),
+    (r"contamination: clean texts", "", "ours", 0.99),
+    (r".*", "goal", "ratio", 1),
+)
 Row = dict[str, Any]
 Rounds = list[tuple[float, float]]
 
@@ -313,11 +335,41 @@ def main() -> None:
                 spread = f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
                 print(f"{row['work']:<62} {row['ours']:>10.4g} {row['peer']:>10.4g}  {spread:<24} {row['unit']}; {row['peer_name']}", flush=True)
                 rows.append(row | {"table": name})
-    if not given.quick:
-        old = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
-        rows = [row for name in TABLES for row in (rows if name in given.only else old) if row["table"] == name]
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+            if not given.quick:
+                keep(name, rows)
+
+
+def keep(name: str, rows: list[Row]) -> None:
+    """Put the rows of one table in place of those kept before, and write the table of README.md anew."""
+    old = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
+    kept = [row for each in TABLES for row in (rows if each == name else old) if row["table"] == each]
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    page = README.read_text(encoding="utf-8")
+    before, after = page.partition(MARK[0])[0], page.partition(MARK[1])[2]
+    README.write_text(f"{before}{MARK[0]}\n{as_markdown(kept)}\n{MARK[1]}{after}", encoding="utf-8")
+
+
+def as_markdown(rows: list[Row]) -> str:
+    """Return all rows as a table that says of each goal whether it is reached."""
+    lines = [f"{rows[0]['machine']}; {' and '.join(sorted({row['date'] for row in rows}))}.", ""]
+    lines += ["| work | ours | peer | ratio (low to high) | goal |", "|---|---:|---|---|---|"]
+    for row in rows:
+        peer = "" if row["peer_name"] == "goal" else f"{row['peer_name']} {row['peer']:,.4g}"
+        ratio = "" if row["peer_name"] == "goal" else f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
+        lines.append(f"| {row['work']}, {row['unit']} | {row['ours']:,.4g} | {peer} | {ratio} | {judged(row)} |")
+    return "\n".join(lines)
+
+
+def judged(row: Row) -> str:
+    """Return the goal of a row and whether it is reached, or nothing where none was set."""
+    for work, peer, what, goal in GOALS:
+        if re.match(work, row["work"]) and row["peer_name"].startswith(peer):
+            value = row["ours"] - row["peer"] if what == "above" else row[what]
+            said = {"ours": f"{goal:g}", "ratio": f"{goal:g} times", "above": f"the peer's + {goal:.2f}"}[what]
+            said = f"{row['peer']:,.4g}" if row["peer_name"] == "goal" else said
+            return f"{said}, {'reached' if value >= goal else '**missed**'}"
+    return ""
 
 
 if __name__ == "__main__":

@@ -39,7 +39,9 @@ def fetch(folder: Path) -> None:
     if not (folder / "debian.parquet").exists():
         lists = folder / "apt"
         (lists / "partial").mkdir(parents=True, exist_ok=True)
-        subprocess.run(["apt-get", "-qq", "-o", "Acquire::Languages=en", "-o", f"Dir::State::lists={lists}", "update"], check=True)
+        # As plain files: images of containers have apt keep them compressed.
+        options = ("Acquire::Languages=en", "Acquire::GzipIndexes=false", f"Dir::State::lists={lists}")
+        subprocess.run(["apt-get", "-qq", *(part for option in options for part in ("-o", option)), "update"], check=True)
         section = {found["Package"]: found.get("Section", "") for path in sorted(lists.glob("*_Packages")) for found in _paragraphs(path)}
         rows = []
         for path in sorted(lists.glob("*_Translation-en")):
@@ -47,6 +49,8 @@ def fetch(folder: Path) -> None:
                 short, _, long = found.get("Description-en", "").partition("\n")
                 if found["Package"] in section and len(long) > 40:
                     rows.append((long.replace("\n.\n", "\n\n"), section[found["Package"]].rpartition("/")[2], short))
+        if not rows:
+            raise SystemExit(f"apt-get update must bring Packages and Translation-en files. Received: {sorted(path.name for path in lists.iterdir())}.")
         frame = pl.DataFrame(rows, schema=["text", "label", "short"], orient="row")
         frame.unique("text", keep="first", maintain_order=True).write_parquet(folder / "debian.parquet")
     if not (folder / "complaints.parquet").exists():

@@ -12,6 +12,8 @@ requirements-documents.txt), in turn on the same files, one thread each. `ratio`
 recall, time by time; its ends are the 5th and 95th percentile of 1,000 draws of the documents. Times are CPU seconds, those
 of child processes included, because they count on a busy machine too. Peers that find nothing have no ratio.
 
+The table of `README.md` between the marks is written by this script too, of `results/documents.json`.
+
     python benchmarks/documents.py [--quick] [--peers FOLDER] [--assets FOLDER]
 """
 
@@ -45,6 +47,8 @@ from tunesmith.data.settings import OcrSection
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "documents.json"
+README = HERE / "README.md"
+MARK = ("<!-- documents: written by benchmarks/documents.py -->", "<!-- /documents -->")
 PACKAGES = ("tabula-py==2.10.0", "factur-x==7.8", "ocrmypdf==17.13.0")
 TABLES = {"data.pdf": "data_1.csv", "campaign_donors.pdf": "campaign_donors.csv", "MultiColumn.pdf": "MultiColumn.csv"}
 PEERS = ("pdfplumber", "markitdown")
@@ -236,16 +240,18 @@ def rows(work: str, what: str, cases: list[Case], ours: list[Read], peers: dict[
     return made
 
 
-def measure(cases: list[Case], ocr: Ocr | None, environment: Path, names: tuple[str, ...]) -> tuple[list[Read], dict[str, list[Read]]]:
-    """Read all files, each reader in turn; the first file is read once before, to warm up."""
+def measure(cases: list[Case], engines: list[Ocr | None], environment: Path, names: tuple[str, ...]) -> tuple[list[list[Read]], dict[str, list[Read]]]:
+    """Read all files by each engine and each peer, in turn; the first file is read once before, to warm up."""
     peers = {name: Peer(environment, name) for name in names}
-    read_ours(cases[0].path, ocr)
+    for ocr in engines:
+        read_ours(cases[0].path, ocr)
     for peer in peers.values():
         peer.read(cases[0].path)
-    ours: list[Read] = []
+    ours: list[list[Read]] = [[] for _ in engines]
     found: dict[str, list[Read]] = {name: [] for name in names}
     for case in cases:
-        ours.append(read_ours(case.path, ocr))
+        for ocr, reads in zip(engines, ours, strict=True):
+            reads.append(read_ours(case.path, ocr))
         for name, peer in peers.items():
             found[name].append(peer.read(case.path))
     for peer in peers.values():
@@ -263,13 +269,14 @@ def main() -> None:
         raise SystemExit(f"Peers must be installed: python -m venv {options.peers} && {options.peers}/bin/pip install -r benchmarks/requirements-documents.txt")
     assets = fetch(options.assets)
     began, table = time.perf_counter(), []
-    tesseract, rapid = load_ocr(OcrSection()), load_ocr(OcrSection(engine="rapidocr"))
+    engines = {name: load_ocr(OcrSection(engine=name)) for name in ("tesseract", "tesserocr", "rapidocr")}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         real = real_tables(assets)
-        table += rows("real PDFs", "cells", real, *measure(real, None, options.peers, PEERS), {"recall": 0.85})
+        (ours,), peers = measure(real, [None], options.peers, PEERS)
+        table += rows("real PDFs", "cells", real, ours, peers, {"recall": 0.85})
         made = made_documents(10 if options.quick else 60, folder)
-        ours, peers = measure(made, None, options.peers, PEERS)
+        (ours,), peers = measure(made, [None], options.peers, PEERS)
         with_tables = [at for at, case in enumerate(made) if case.cells]
         some = [made[at] for at in with_tables], [ours[at] for at in with_tables], {name: [reads[at] for at in with_tables] for name, reads in peers.items()}
         table += rows("made PDFs", "cells", *some, {"recall": 0.85})
@@ -281,19 +288,43 @@ def main() -> None:
         text = (linn / "linn.txt").read_text("utf-8")
         real_scan, as_it_came = ([Case(linn / "linn.png", text=each)] for each in (mended(text), text))
         scanned = (("leaning, noisy scans", upright), ("the same, turned", turned), ("a real scan", real_scan), ("a real scan, machine's text", as_it_came))
-        for work, cases in scanned:
-            table += rows(work, "words", cases, *measure(cases, tesseract, options.peers, ("pytesseract",)), goals)
         few = turned[: 1 if options.quick else 4]
-        table += rows("turned scans, engine rapidocr", "words", few, *measure(few, rapid, options.peers, ("pytesseract",)), goals)
+        fast = ("tesseract", "tesserocr")
+        for work, cases, names in (*((work, cases, fast) for work, cases in scanned), ("turned scans", few, ("rapidocr",))):
+            read, peers = measure(cases, [engines[each] for each in names], options.peers, ("pytesseract",))
+            for each, reads in zip(names, read, strict=True):
+                table += rows(f"{work}, {each}", "words", cases, reads, peers, goals)
     common = {
         "machine": f"{platform.processor() or platform.machine()}, one thread, {platform.system()}",
         "date": datetime.now(UTC).date().isoformat(),
-        "versions": {name: version(name) for name in ("tunesmith", "liteparse", "pypdfium2", "rapidocr")} | peer_versions(),
+        "versions": {name: version(name) for name in ("tunesmith", "liteparse", "pypdfium2", "rapidocr", "tesserocr")} | peer_versions(),
     }
     show(table)
     print(f"{time.perf_counter() - began:.0f} s")
     if not options.quick:
-        RESULTS.write_text(json.dumps([row | common for row in table], indent=2) + "\n", encoding="utf-8")
+        table = [row | common for row in table]
+        RESULTS.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+        page = README.read_text(encoding="utf-8")
+        before, after = page.partition(MARK[0])[0], page.partition(MARK[1])[2]
+        README.write_text(f"{before}{MARK[0]}\n{as_markdown(table)}\n{MARK[1]}{after}", encoding="utf-8")
+
+
+def is_missed(row: dict[str, Any]) -> bool:
+    return row["goal"] is not None and bool(row["ours"] > row["goal"] if "seconds" in row["unit"] else row["ours"] < row["goal"])
+
+
+def as_markdown(table: list[dict[str, Any]]) -> str:
+    lines = [
+        f"{table[0]['machine']}; {table[0]['date']}; ratio: how many times better ours is.",
+        "",
+        "| work | ours | goal | peer | ratio (low to high) |",
+        "|---|---:|---|---|---|",
+    ]
+    for row in table:
+        goal = "" if row["goal"] is None else f"{row['goal']:g}, {'**missed**' if is_missed(row) else 'reached'}"
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
+        lines.append(f"| {row['work']}, {row['unit']} | {row['ours']:.3f} | {goal} | {row['peer_name']} {row['peer']:.3f} | {ratio} |")
+    return "\n".join(lines)
 
 
 def peer_versions() -> dict[str, str]:
@@ -305,8 +336,7 @@ def show(table: list[dict[str, Any]]) -> None:
     print(f"{'work':42} {'unit':20} {'ours':>8} {'peer':>8}  {'ratio':22} {'goal':>6}  peer")
     for row in table:
         ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
-        missed = row["goal"] is not None and (row["ours"] > row["goal"] if "seconds" in row["unit"] else row["ours"] < row["goal"])
-        goal = "" if row["goal"] is None else f"{row['goal']}{' missed' if missed else ''}"
+        goal = "" if row["goal"] is None else f"{row['goal']}{' missed' if is_missed(row) else ''}"
         print(f"{row['work']:42} {row['unit']:20} {row['ours']:8.3f} {row['peer']:8.3f}  {ratio:22} {goal:>6}  {row['peer_name']}")
 
 
