@@ -121,7 +121,7 @@ def test_tied_candidates_are_settled_in_float32(base):
     """In bfloat16 a logit of 21 has steps of 1/8: the likeliest of near ones is found by computing them again."""
     model = load_model(base, ModelSection(model_name_or_path=str(base), dtype="bfloat16")).eval()
     steps = FastSteps(FastLlama(model), model.lm_head.weight.detach(), [4, 5])
-    rows = [[number, 7] for number in range(3, 60)]
+    rows = [[first, last] for first in range(3, 60) for last in range(7, 400, 16)]
     states = steps.begin(rows, 1).states
     expected = (states @ model.lm_head.weight.float().t()).argmax(1).tolist()
     assert [answer[0] for answer in greedy(steps, rows, stop=STOP, n_new=1)] == expected

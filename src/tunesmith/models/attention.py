@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from tunesmith.models.elementwise import rotate
+from tunesmith.models.elementwise import compiled, rotate, softmax_backward_kernel, softmax_kernel
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _scores(q: Tensor, k: Tensor, v: Tensor, at: Geometry, masks: tuple[Tensor, 
     keys, values = keys.view(n_rows * n_kv, -1, d), values.view(n_rows * n_kv, -1, d)
     # The heads of a group share keys: they stand below each other as more queries, and no key is copied.
     queries = q[n_prefix:].view(n_rows, -1, n_kv, group, d)[:, at.first or 0 :].permute(0, 2, 3, 1, 4).reshape(n_rows * n_kv, -1, d)
-    weights = torch.baddbmm(masks[0], queries, keys.transpose(1, 2), alpha=d**-0.5).softmax(-1)
+    weights = _weights(queries, keys, masks[0], at.n_queries)
     attended = torch.bmm(weights, values).view(n_rows, n_kv, group, -1, d).permute(0, 3, 1, 2, 4)
     output = output.view(-1, n_kv, group, d)
     if at.first is not None:
@@ -170,9 +170,27 @@ def _scores(q: Tensor, k: Tensor, v: Tensor, at: Geometry, masks: tuple[Tensor, 
     output[n_prefix:].view(n_rows, -1, n_kv, group, d).copy_(attended)
     prefix_queries = q[:n_prefix].permute(1, 2, 0, 3).reshape(n_kv, group * n_prefix, d)
     prefix_keys, prefix_values = k[:n_prefix].transpose(0, 1), v[:n_prefix].transpose(0, 1)
-    prefix_weights = torch.baddbmm(masks[1], prefix_queries, prefix_keys.transpose(1, 2), alpha=d**-0.5).softmax(-1)
+    prefix_weights = _weights(prefix_queries, prefix_keys, masks[1], n_prefix)
     output[:n_prefix].copy_(torch.bmm(prefix_weights, prefix_values).view(n_kv, group, n_prefix, d).permute(2, 0, 1, 3))
     return queries, keys, values, weights, prefix_queries, prefix_weights
+
+
+def _weights(queries: Tensor, keys: Tensor, mask: Tensor, n_queries: int) -> Tensor:
+    """Return the weights of keys, (n, m n_queries, n_keys), to queries (n, m n_queries, d) and keys (n, n_keys, d)."""
+    if kernel := compiled(softmax_kernel, queries):
+        scores = torch.bmm(queries, keys.transpose(1, 2))
+        kernel(scores, n_queries, queries.shape[-1] ** -0.5)
+        return scores
+    return torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=queries.shape[-1] ** -0.5).softmax(-1)
+
+
+def _scores_gradient(gradient: Tensor, weights: Tensor, n_queries: int) -> Tensor:
+    """Return the gradient of scaled scores from that of weights, which may be written over; both (n, m n_queries, n_keys)."""
+    if kernel := compiled(softmax_backward_kernel, gradient):
+        kernel(gradient, weights, n_queries)
+        return gradient
+    made: Tensor = torch.ops.aten._softmax_backward_data(gradient, weights, -1, weights.dtype)
+    return made
 
 
 def _scores_backward(gradient: Tensor, saved: Sequence[Tensor], at: Geometry, into: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,7 +203,7 @@ def _scores_backward(gradient: Tensor, saved: Sequence[Tensor], at: Geometry, in
 
     rows = gradient[0 if at.first is not None else n_prefix :].view(n_rows, -1, n_kv, group, d).permute(0, 2, 3, 1, 4).reshape(n_rows * n_kv, -1, d)
     row_grad_v = torch.bmm(weights.transpose(1, 2), rows).view(n_rows, n_kv, -1, d)
-    row_grad_scores = torch.ops.aten._softmax_backward_data(torch.bmm(rows, values.transpose(1, 2)), weights, -1, weights.dtype)
+    row_grad_scores = _scores_gradient(torch.bmm(rows, values.transpose(1, 2)), weights, at.n_queries)
     row_grad_q = torch.bmm(row_grad_scores, keys).view(n_rows, n_kv, group, -1, d).permute(0, 3, 1, 2, 4)
     row_grad_k = torch.bmm(row_grad_scores.transpose(1, 2), queries).view(n_rows, n_kv, -1, d)
     grad_k[n_prefix:].view(n_rows, n_columns, n_kv, d).copy_(row_grad_k[:, :, n_prefix:].transpose(1, 2))
@@ -197,7 +215,7 @@ def _scores_backward(gradient: Tensor, saved: Sequence[Tensor], at: Geometry, in
         prefix_queries, prefix_weights = of_prefix
         prefix = gradient[:n_prefix].permute(1, 2, 0, 3).reshape(n_kv, group * n_prefix, d)
         prefix_keys, prefix_values = keys.view(n_rows, n_kv, -1, d)[0, :, :n_prefix], values.view(n_rows, n_kv, -1, d)[0, :, :n_prefix]
-        prefix_grad_scores = torch.ops.aten._softmax_backward_data(torch.bmm(prefix, prefix_values.transpose(1, 2)), prefix_weights, -1, prefix_weights.dtype)
+        prefix_grad_scores = _scores_gradient(torch.bmm(prefix, prefix_values.transpose(1, 2)), prefix_weights, n_prefix)
         grad_q[:n_prefix].copy_(torch.bmm(prefix_grad_scores, prefix_keys).view(n_kv, group, n_prefix, d).permute(2, 0, 1, 3))
         prefix_grad_k += torch.bmm(prefix_grad_scores.transpose(1, 2), prefix_queries)
         prefix_grad_v += torch.bmm(prefix_weights.transpose(1, 2), prefix)

@@ -22,10 +22,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import silu
 from transformers import DynamicCache
 
-from tunesmith.models.elementwise import rms_norm, rotate
+from tunesmith.models.elementwise import gate, rms_norm, rotate
 from tunesmith.models.fast_llama import FastLlama
 from tunesmith.models.joined import JoinedProduct, write
 
@@ -248,8 +247,9 @@ class _FastRows:
             q = rotate(mixed[:, :n_q].view(-1, n_kv, group, d), cos[:, None, None], sin[:, None, None])
             k = rotate(mixed[:, n_q : n_q + n_k].view(-1, n_kv, d), cos[:, None], sin[:, None])
             x = _product(weights.o, self._attend(layer, rows, columns, q, k, mixed[:, n_q + n_k :].reshape(-1, n_kv, d), mask), x)
-            gate, up = _product(weights.gate_up, rms_norm(x, weights.norm2, epsilon)[0]).chunk(2, dim=1)
-            x = _product(weights.down, silu(gate).mul_(up), x)
+            inner = x.new_empty(len(x), weights.down.n_in)
+            gate(_product(weights.gate_up, rms_norm(x, weights.norm2, epsilon)[0]), inner)
+            x = _product(weights.down, inner, x)
         return x
 
     def _attend(self, layer: int, rows: slice, columns: slice, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

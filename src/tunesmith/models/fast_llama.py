@@ -8,7 +8,7 @@ whose backward pass is derived by hand, as Unsloth does on GPUs:
   product gives what the weights and the adapter add, and its backward pass the gradients of both;
 - a batch's shared prefix is computed once and attended to by every row (its gradient is the sum over the rows);
 - nothing is computed for the gradient of the embeddings, the norms or the frozen weights;
-- on a GPU element-wise chains are one kernel each, attention is fused, and ranks are filled up to whole 16 bytes;
+- element-wise chains are one kernel each; on a GPU attention is fused, and ranks are filled up to whole 16 bytes;
 - master weights of the adapters stay in float32; B's copy in the compute dtype stands beside W and is written once a pass.
 
 Only supervised positions reach the language-model head, as two-dimensional products, and the last layer computes its queries
@@ -220,7 +220,8 @@ class _DecoderLayer(torch.autograd.Function):
 
         # MLP: output = middle + down(silu(gate) * up)
         grad_inner, grad_low = weights.down.backward(grad_output)
-        grad_gate_up, again = gate_backward(grad_inner, gate_up, opened)
+        again = grad_inner.new_empty(grad_inner.shape) if inner.shape[1] < weights.down.joined.shape[1] else None
+        grad_gate_up = gate_backward(grad_inner, gate_up, opened, again)
         of_down = weights.down.learnt(grad_output, grad_low, *_input(weights.down, inner, again))
         grad_input2, grad_low = weights.gate_up.backward(grad_gate_up)
         of_gate_up = weights.gate_up.learnt(grad_gate_up, grad_low, *_input(weights.gate_up, input2, normalised2, weights.norm2))
@@ -244,7 +245,7 @@ class _DecoderLayer(torch.autograd.Function):
 def _through_layer(x: Tensor, weights: _Weights, at: Geometry) -> tuple[Tensor, tuple[Tensor | None, ...], Any]:
     """Return a layer's output, (n_outputs, D), and what its backward pass needs, attention's part of it apart.
 
-    Where the gate's kernel makes its output again, memory is dearer than time: of the inputs of products only x A' is kept where x is made again.
+    On a GPU memory is dearer than time: of the inputs of products only x A' is kept where x is made again.
     """
     width, n_v = x.shape[1], at.n_kv_heads * at.head_dim
     input1 = weights.qkv.input(x)
@@ -262,7 +263,7 @@ def _through_layer(x: Tensor, weights: _Weights, at: Geometry) -> tuple[Tensor, 
     inner = weights.down.input(wanted)
     opened = gate(gate_up, inner[:, : weights.down.n_in])
     output = weights.down.forward(inner, middle)
-    if opened is None:
+    if opened is None and x.is_cuda:
         input1, input2, inner = input1[:, width:].clone(), input2[:, width:].clone(), inner[:, weights.down.n_in :].clone()
     return output, (input1, normalised1, inverse1, attended, input2, normalised2, inverse2, gate_up, opened, inner), attention
 
