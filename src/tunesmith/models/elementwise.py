@@ -155,7 +155,8 @@ def compiled(kernel: Callable[..., Any], x: Tensor) -> Callable[..., Any] | None
         made = _loop
     else:
         return None
-    return made(kernel) if type(x) is Tensor else _SHAPES.get(kernel)
+    one = made(kernel)  # in a dry run too: what it loads counts in the memory of this process
+    return one if type(x) is Tensor else _SHAPES.get(kernel)
 
 
 @cache
