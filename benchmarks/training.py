@@ -2,8 +2,9 @@
 
 The same job for all: LoRA of rank 16 on all linear layers of SmolLM2-135M, complaints cut to 240 tokens, batches of 8, AdamW with
 the same learning rates. Sides are `ours`, the peers of `training_peers.py`, and the `bound` of `training_ours.py`: the
-matrix products of our own steps alone. Each trains in a process of its own, a round of steps whenever it is its turn, so that all
-see the same machine. Loading and tokenising are not timed; whatever a side prepares later (caches, kernels, compilation) is.
+matrix products of our own steps alone. One after the other stands beside ours, since all at once take more than 24 GiB: both train in processes of their
+own, a round of steps whenever it is their turn, so that both see the same machine. Loading and tokenising are not timed; whatever a side prepares later
+(caches, kernels, compilation) is.
 
 Three measures. **Useful tokens a second**: tokens of records, prompts included and padding not; the first round warms up and does not
 count. **Records a second to equal validation loss**: equal is what the side that learnt least reached at the end; the time of
@@ -27,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -188,6 +189,11 @@ def seconds_to(loss: float, rounds: list[Round]) -> tuple[float, float] | None:
     return None
 
 
+def last_loss(rounds: list[Round]) -> float:
+    """Return the validation loss that a side ended with."""
+    return [one.loss for one in rounds if one.loss is not None][-1]
+
+
 def machine() -> str:
     """Name this machine: processor and cores."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -195,22 +201,18 @@ def machine() -> str:
     return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, {platform.system()}"
 
 
-def compare(sides: dict[str, list[Round]], cores: int, versions: dict[str, str]) -> list[dict[str, Any]]:
+def compare(pairs_of_rounds: dict[str, tuple[list[Round], list[Round]]], cores: int, versions: dict[str, str]) -> list[dict[str, Any]]:
     """Return the rows of the results: each measure, ours beside each other side."""
     about = {"machine": machine(), "date": datetime.now(UTC).date().isoformat(), "versions": versions}
     work = f"LoRA r=16 on SmolLM2-135M, batches of {BATCH_SIZE} x {MAX_LENGTH}, {cores} core{'s' * (cores > 1)}"
-    mine = sides["ours"]
-    last = {name: [one.loss for one in rounds if one.loss is not None] for name, rounds in sides.items() if name != "bound"}
-    target = max(losses[-1] for losses in last.values())
     rows = []
-    for name, rounds in sides.items():
-        if name == "ours":
-            continue
+    for name, (mine, rounds) in pairs_of_rounds.items():
         pairs = [(a.speed, b.speed) for a, b in zip(mine[1:] or mine, rounds[1:] or rounds, strict=True)]
         ratios = sorted(a / b for a, b in pairs)
         own, other = (statistics.median(column) for column in zip(*pairs, strict=True))
         found = [(f"{work}: speed", "useful tokens a second", own, other, (statistics.median(ratios), ratios[0], ratios[-1]))]
         if name != "bound":
+            target = max(last_loss(given) for given in (mine, rounds))
             reached = [seconds_to(target, given) for given in (mine, rounds)]
             if reached[0] and reached[1]:
                 speeds = [records / seconds for records, seconds in (reached[0], reached[1])]
@@ -228,24 +230,21 @@ def compare(sides: dict[str, list[Round]], cores: int, versions: dict[str, str])
     return rows
 
 
-def table(sides: dict[str, list[Round]], rows: list[dict[str, Any]]) -> str:
+def table(pairs: dict[str, tuple[list[Round], list[Round]]], rows: list[dict[str, Any]]) -> str:
     """Return the results as a table in Markdown."""
     lines = [
-        "| side | useful tokens a second | ours is | seconds to equal loss: ours is | peak memory, GB | last validation loss |",
-        "|---|---:|---|---:|---:|---:|",
+        "| side | useful tokens a second | ours beside it | ours is | seconds to equal loss: ours is | peak memory, GB; ours | last validation loss; ours |",
+        "|---|---:|---:|---|---:|---|---|",
     ]
-    for name, rounds in sides.items():
-        own = {row["work"].rpartition(": ")[2]: row for row in rows if row["peer_name"] == NAMES.get(name)}
-        speed = statistics.median(one.speed for one in rounds[1:] or rounds)
-        losses = [one.loss for one in rounds if one.loss is not None]
-        times = share = ""
-        if "speed" in own:
-            row = own["speed"]
-            times = f"{row['ratio']:.2f} times ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})" + (f", goal {row['goal']:g}" if "goal" in row else "")
-        if "to equal loss" in own:
-            share = f"{own['to equal loss']['ratio']:.2f} times as fast"
-        memory, loss = (f"{rounds[-1].peak / 1e9:.2f}", f"{losses[-1]:.3f}") if losses else ("", "")
-        lines.append(f"| {NAMES.get(name, 'ours, as `tunesmith train` trains')} | {speed:,.0f} | {times} | {share} | {memory} | {loss} |")
+    for name, (mine, rounds) in pairs.items():
+        own = {row["work"].rpartition(": ")[2]: row for row in rows if row["peer_name"] == NAMES[name]}
+        speed = own["speed"]
+        times = f"{speed['ratio']:.2f} times ({speed['ratio_low']:.2f} to {speed['ratio_high']:.2f})" + (f", goal {speed['goal']:g}" if "goal" in speed else "")
+        share = f"{own['to equal loss']['ratio']:.2f} times as fast" if "to equal loss" in own else ""
+        memory = loss = ""
+        if name != "bound":
+            memory, loss = f"{rounds[-1].peak / 1e9:.2f}; {mine[-1].peak / 1e9:.2f}", f"{last_loss(rounds):.3f}; {last_loss(mine):.3f}"
+        lines.append(f"| {NAMES[name]} | {speed['peer']:,.0f} | {speed['ours']:,.0f} | {times} | {share} | {memory} | {loss} |")
     return "\n".join(lines)
 
 
@@ -264,25 +263,27 @@ def main() -> None:
     if len(chosen) < len(options.peers):
         print("litgpt is left out: it pins older libraries than ours. Tell the Python of its own environment with --litgpt-python.")
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+    measured: dict[str, tuple[list[Round], list[Round]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
         job = make_job(Path(folder), options.cores, n_rounds, steps_per_round)
         path = Path(folder) / "job.json"
         path.write_text(json.dumps(job), encoding="utf-8")
-        sides = []
-        for name in ("ours", "bound", *chosen):
+
+        def side(name: str) -> Side:
             script = HERE / ("training_ours.py" if name in ("ours", "bound") else "training_peers.py")
+            return Side(name, [pythons.get(name, sys.executable), str(script), name, str(path)], options.cores)
+
+        for name in ("bound", *chosen):
             try:
-                sides.append(stack.enter_context(Side(name, [pythons.get(name, sys.executable), str(script), name, str(path)], options.cores)))
+                with side("ours") as ours, side(name) as other:
+                    for number in range(n_rounds):
+                        for one in (ours, other):
+                            told = one.round()
+                            loss = f", validation loss {told.loss:.3f}" if told.loss is not None else ""
+                            print(f"round {number}, {one.name}: {told.speed:,.0f} useful tokens a second{loss}{'' if number else ' (warm-up)'}", flush=True)
+                    measured[name] = (ours.rounds, other.rounds)
             except RuntimeError as error:
-                if name in ("ours", "bound"):
-                    raise
                 print(f"{name} is left out: {error}")
-        for number in range(n_rounds):
-            for side in sides:
-                one = side.round()
-                loss = f", validation loss {one.loss:.3f}" if one.loss is not None else ""
-                print(f"round {number}, {side.name}: {one.speed:,.0f} useful tokens a second{loss}{'' if number else ' (warm-up)'}", flush=True)
-    measured = {side.name: side.rounds for side in sides}
     rows = compare(measured, options.cores, {name: version(name) for name in ("tunesmith", "torch", "transformers", "peft", "trl")})
     about = f"{machine()}; {options.cores} in use; batches of {BATCH_SIZE}, at most {MAX_LENGTH} tokens; {datetime.now(UTC).date().isoformat()}."
     text = f"{about}\n\n{table(measured, rows)}"
