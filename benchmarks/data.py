@@ -355,9 +355,10 @@ def as_markdown(rows: list[Row]) -> str:
     lines = [f"{rows[0]['machine']}; {' and '.join(sorted({row['date'] for row in rows}))}.", ""]
     lines += ["| work | ours | peer | ratio (low to high) | goal |", "|---|---:|---|---|---|"]
     for row in rows:
-        peer = "" if row["peer_name"] == "goal" else f"{row['peer_name']} {row['peer']:,.4g}"
+        ours, theirs = (f"{row[side]:,.0f}" if row[side] >= 1000 else f"{row[side]:.4g}" for side in ("ours", "peer"))
+        peer = "" if row["peer_name"] == "goal" else f"{row['peer_name']} {theirs}"
         ratio = "" if row["peer_name"] == "goal" else f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
-        lines.append(f"| {row['work']}, {row['unit']} | {row['ours']:,.4g} | {peer} | {ratio} | {judged(row)} |")
+        lines.append(f"| {row['work']}, {row['unit']} | {ours} | {peer} | {ratio} | {judged(row)} |")
     return "\n".join(lines)
 
 

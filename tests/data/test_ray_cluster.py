@@ -60,5 +60,6 @@ def test_prepare_on_two_nodes_gives_what_it_gives_here(address, tmp_path, monkey
 
 
 def test_a_cluster_that_is_not_there_is_said_at_once():
-    with pytest.raises(BackendError, match=r"needs a Ray cluster at 127\.0\.0\.1:1"):
+    with pytest.raises(BackendError, match=r"needs a Ray cluster at 127\.0\.0\.1:1") as raised:
         RayEngine("127.0.0.1:1").__enter__()
+    assert "ray status --address 127.0.0.1:1, with RAY_AUTH_MODE=token" in raised.value.hint

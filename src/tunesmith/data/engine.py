@@ -183,7 +183,9 @@ class RayEngine:
             said = str(error).strip().splitlines() or [""]
             raise BackendError(
                 f"data.engine: ray needs a Ray cluster at {address or 'this machine'}. Received: {type(error).__name__}: {said[0][:200]}.",
-                hint="ray status --address ADDRESS; or unset RAY_ADDRESS and data.ray_address, and Ray is started on this machine",
+                # A Ray that was started on a machine before leaves a token there, and from then on `ray start` asks for it; who connects must say so.
+                hint=f"ray status --address {address or 'ADDRESS'}, with RAY_AUTH_MODE=token before it, and before the command, where the cluster asks for a "
+                "token; or unset RAY_ADDRESS and data.ray_address, and Ray is started on this machine",
             ) from None
         return self
 
