@@ -3,6 +3,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 
 from tunesmith.data import label_errors
 from tunesmith.data.label_errors import (
@@ -139,6 +140,56 @@ def test_bayes_rule_beside_an_example_counted_by_hand():
     belongs = true_labels(np.array([[0.5, 0.5], [0.5, 0.5]]), np.array([0, 1]), joint)
     np.testing.assert_allclose(belongs[0], np.array([0.9, 1 / 3]) / (0.9 + 1 / 3))
     np.testing.assert_allclose(belongs[1], np.array([0.1, 2 / 3]) / (0.1 + 2 / 3))
+
+
+@given(st.integers(2, 5), st.integers(1, 30), st.integers(0, 99))
+@settings(deadline=None)
+def test_the_gradient_of_the_likelihood_beside_differences(n_labels, n, seed):
+    draw = np.random.default_rng(seed)
+    said, channel = np.log(draw.dirichlet(np.ones(n_labels), n)), draw.uniform(0.01, 1, (n, n_labels))
+    at = np.append(draw.uniform(0.5, 2), draw.normal(size=n_labels))
+    gradient = label_errors._unlikelihood(at, said, channel)[1]
+    for number, step in enumerate(1e-5 * np.eye(len(at))):
+        above, below = (label_errors._unlikelihood(at + sign * step, said, channel)[0] for sign in (1, -1))
+        assert gradient[number] == pytest.approx((above - below) / 2e-5, rel=1e-3, abs=1e-3)
+
+
+def unsure(seed, n=4000):
+    """Right probabilities of three classes, what views that are too unsure and lean to the first make of them, and labels given through a known joint."""
+    draw = np.random.default_rng(seed)
+    right = draw.dirichlet(np.full(3, 0.25), n)
+    truth = (right.cumsum(1) > draw.random((n, 1))).argmax(1)
+    labelled_so = np.array([[0.94, 0.12, 0.0], [0.06, 0.88, 0.0], [0.0, 0.0, 1.0]])  # column: true class
+    given_ = (labelled_so[:, truth].cumsum(0) > draw.random(n)).argmax(0)
+    said = np.maximum(right, 1e-4) ** 0.6 * np.array([2.0, 1.0, 1.0])
+    joint = np.zeros((3, 3))
+    np.add.at(joint, (given_, truth), 1 / n)
+    return said / said.sum(1, keepdims=True), given_, truth, joint
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_joint_is_found_though_the_views_are_unsure_and_lean_to_a_class(seed):
+    said, given_, truth, joint = unsure(seed)
+    belongs, found = label_errors._weighed(said, given_)
+    np.testing.assert_allclose(found, joint, atol=0.012)
+    assert np.abs(estimate_joint(said, given_) - joint).max() > 0.02  # counting confident rows alone does not
+    wrong = given_ != truth
+    score = 1 - belongs[np.arange(len(given_)), given_]
+    assert score.mean() == pytest.approx(wrong.mean(), abs=0.012)
+    proposed = score >= 0.5
+    assert wrong[proposed].mean() == pytest.approx(score[proposed].mean(), abs=0.08)  # a score is a probability
+
+
+def test_the_given_labels_grow_likelier_round_by_round(monkeypatch):
+    said, given_, _, _ = unsure(5, n=500)
+    likelihoods = []
+    for rounds in (1, 2, 4, 8):
+        monkeypatch.setattr(label_errors, "_ROUNDS", rounds)
+        _, joint = label_errors._weighed(said, given_)
+        channel = label_errors._labelled_so(joint)[given_]
+        at = np.array([1.0, 0.0, 0.0, 0.0])
+        likelihoods.append(-minimize(label_errors._unlikelihood, at, (np.log(np.maximum(said, 1e-3)), channel), "L-BFGS-B", jac=True).fun)
+    assert likelihoods == sorted(likelihoods)
 
 
 def test_a_label_that_people_mix_up_is_more_suspicious_than_one_that_nobody_does():

@@ -2,21 +2,22 @@
 
 Confident learning on three views of a text that fail differently: logistic regression on embeddings, the labels of the
 nearest neighbours, and logistic regression on TF-IDF of words and word pairs. Probabilities are out of fold: no view saw
-the label that it judges. Their mean gives, per pair of classes, how many rows carry the one label and belong to the other; rows are set
-aside up to those numbers, by class and by pair of classes, where another label also leads clearly. Then the views learn once
-more without them, for they would teach the errors, and judge all rows again.
+the label that it judges. What is proposed after a first round would teach the errors, so that the views learn once more
+without it, and judge all rows again.
 
 What a text says of its class and how often each class is labelled as each other give, by Bayes' rule, the probability that
 a label is wrong: a text between two classes that nobody mixes up is less suspicious than one between two that people do.
-Views that learned from some wrong labels are too unsure, so that their probabilities are sharpened as far as makes the given
-labels most likely, errors included. That is the score; rows more likely wrong than right are proposed. The share of errors is
-estimated, never told; labels that are a matter of taste count as errors too, so that it is an upper guide.
+Views that learned from some wrong labels are too unsure, and lean to some classes. How sharp they are made, how far each class
+is raised, and how often classes are mixed up are fitted together, so that the given labels, errors included, are most likely.
+That is the score; rows more likely wrong than right are proposed. The share of errors is estimated, never told; labels that are
+a matter of taste count as errors too, so that it is an upper guide.
 
 All is proposals for reviewers, with the nearest neighbours as evidence. Folds depend on the text and the seed: the order of
 the rows changes nothing beyond rounding.
 
-Sources: Northcutt, Jiang and Chuang 2021, Confident Learning (thresholds, joint, pruning by class and by noise rate);
+Sources: Northcutt, Jiang and Chuang 2021, Confident Learning (the joint to begin with);
 Natarajan et al. 2013, Learning with Noisy Labels (noise that depends on the class alone);
+Alexandari, Kundaje and Shrikumar 2020, Maximum Likelihood with Bias-Corrected Calibration (one sharpness, one offset a class);
 Conneau et al. 2018, Word Translation Without Parallel Data (margins over the best alternatives, for mismatched answers).
 """
 
@@ -57,15 +58,17 @@ _NEARNESS = 0.1  # scale of their cosines: one that is 0.1 nearer counts e times
 _MOST_TERMS = 50_000
 _LARGEST_KERNEL = 5_000  # rows whose terms are replaced by coordinates with the same products
 _MOST_STEPS = 50  # of a regression
-_LEAST_LEAD = 0.3  # of another label over the given one, where a row is set aside
 _LEAST_NOISE = 1e-4  # share of a class that carries some other label, where the joint knows of none: no label is beyond doubt
-_TEMPERATURES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5)  # that the views' probabilities are tried at
+_LEAST_PROBABILITY = 1e-3  # no view is surer
+_ROUNDS = 15  # of expectation and maximisation; after six little changes
+_SHARPNESS = (0.2, 20.0)  # least and most
+_DEVIATION = 0.7  # of an offset from 0 that is no surprise: what few rows say does not go far beyond
 _PROPOSED_FROM = 0.5
 
 
 @dataclass(frozen=True)
 class LabelErrors:
-    """What confident learning found.
+    """What was found.
 
     Attributes:
         rows: Columns of `LABEL_ERRORS_SCHEMA`, one row a row, in the order of the input.
@@ -120,10 +123,9 @@ def find_label_errors(
             if progress:
                 progress(begun * total + done, 2 * total)
 
-        probability = views.probabilities(trusted, told)
-        trusted = ~_set_aside(probability, given, estimate_joint(probability, given))
-    belongs, joint = _weighed(probability, given)
-    score = 1 - belongs[np.arange(len(given)), given]
+        belongs, joint = _weighed(views.probabilities(trusted, told), given)
+        score = 1 - belongs[np.arange(len(given)), given]
+        trusted = score < _PROPOSED_FROM
     belongs[np.arange(len(given)), given] = -1
     positions, cosines = nearest(embeddings, embeddings, n_neighbours, exclude_self=True)
     columns = {
@@ -184,43 +186,54 @@ def true_labels(probability: NDArray[np.float64], given: NDArray[np.int64], join
 
 
 def _weighed(probability: NDArray[np.float64], given: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return what each row belongs to, shape (n, n_labels), and the joint that follows from it: one step of expectation and maximisation."""
-    best, sharp, joint = -np.inf, probability, np.empty(0)
-    for temperature in _TEMPERATURES:
-        tried = np.maximum(probability, 1e-6) ** (1 / temperature)
-        tried /= tried.sum(1, keepdims=True)
-        tried_joint = estimate_joint(tried, given)
-        likely = float(np.log((tried * _labelled_so(tried_joint)[given]).sum(1)).mean())
-        if likely > best:
-            best, sharp, joint = likely, tried, tried_joint
-    for _ in range(2):
-        belongs = true_labels(sharp, given, joint)
+    """Return what each row belongs to, shape (n, n_labels), and the joint that follows from it: together they make the given labels most likely.
+
+    Source:
+        Expectation and maximisation: the text's probabilities are fitted with the joint held, then the joint is what each row belongs to.
+    """
+    from scipy.optimize import minimize
+
+    said, joint = np.log(np.maximum(probability, _LEAST_PROBABILITY)), estimate_joint(probability, given)
+    n_labels = len(joint)
+    correction = np.append(1.0, np.zeros(n_labels))
+    bounds = [_SHARPNESS] + [(None, None)] * n_labels
+    for _ in range(_ROUNDS):
+        correction = minimize(
+            _unlikelihood, correction, (said, _labelled_so(joint)[given]), "L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": _MOST_STEPS}
+        ).x
+        belongs = true_labels(_corrected(said, correction), given, joint)
         joint = np.zeros_like(joint)
         np.add.at(joint, given, belongs / len(given))
     return belongs, joint
 
 
+def _corrected(said: NDArray[np.float64], correction: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return log probabilities times the sharpness plus the classes' offsets, as probabilities again."""
+    logits = correction[0] * said + correction[1:]
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    return shares / shares.sum(1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def _unlikelihood(correction: NDArray[np.float64], said: NDArray[np.float64], labelled_so: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    """Return minus the log likelihood of the given labels and of the offsets, and its gradient.
+
+    Args:
+        correction: shape (1 + n_labels,). The sharpness, and the classes' offsets.
+        said: shape (n, n_labels). Log probabilities of the classes, of the text alone.
+        labelled_so: shape (n, n_labels). How often each class carries the label that the row was given.
+    """
+    text = _corrected(said, correction)
+    belongs = text * labelled_so
+    likely = belongs.sum(1, keepdims=True)
+    rise = belongs / likely - text
+    unusual = np.append(0, correction[1:]) / _DEVIATION
+    return float((unusual**2).sum() / 2 - np.log(likely).sum()), unusual / _DEVIATION - np.append((rise * said).sum(), rise.sum(0))
+
+
 def _labelled_so(joint: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return, for each given label (row), the share of each true class (column) that carries it."""
-    shares: NDArray[np.float64] = np.maximum(joint / joint.sum(0), _LEAST_NOISE)
+    shares: NDArray[np.float64] = np.maximum(joint / np.maximum(joint.sum(0), 1e-12), _LEAST_NOISE)
     return shares
-
-
-def _set_aside(probability: NDArray[np.float64], given: NDArray[np.int64], joint: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Pick rows that pruning by class and pruning by noise rate agree on, and where the other label leads clearly."""
-    n, n_labels = probability.shape
-    by_class, by_rate = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
-    for label in range(n_labels):
-        members = np.flatnonzero(given == label)
-        own = probability[members, label]
-        wrong = round(n * (joint[label].sum() - joint[label, label]))
-        by_class[members[np.argsort(own, kind="stable")[:wrong]]] = True
-        for other in range(n_labels):
-            if other != label:
-                margin = own - probability[members, other]
-                by_rate[members[np.argsort(margin, kind="stable")[: round(n * joint[label, other])]]] = True
-    lead = probability.max(1) - probability[np.arange(n), given]
-    return by_class & by_rate & (lead >= _LEAST_LEAD)  # type: ignore[no-any-return]
 
 
 def _folds(texts: Sequence[str], given: NDArray[np.int64], n_folds: int, seed: int) -> NDArray[np.int64]:
