@@ -48,6 +48,24 @@ def test_bootstrap_covers_the_truth_as_often_as_it_says():
     assert covered / REPLICATIONS == pytest.approx(0.95, abs=FOUR_SIGMA)
 
 
+@pytest.mark.parametrize("doubt", [0.0, 0.05, 0.2])
+def test_the_interval_of_a_calibration_error_covers_the_truth(doubt):
+    """Percentiles do not where the error is small: resamples are noisier than the records, and noise makes gaps larger."""
+    draw, bootstrap, n_bins = np.random.default_rng(4), Bootstrap(300, n_samples=200, seed=4), expected_calibration_error.n_bins
+    within = np.arange(300) * n_bins // 300
+    confidence = np.linspace(0.5, 0.95, 300)
+    covered, by_percentiles = 0, 0
+    for _ in range(300):
+        gaps = np.zeros((300, n_bins + 1))
+        gaps[np.arange(300), within], gaps[:, -1] = confidence - (draw.random(300) < confidence - doubt), 1
+        found, percentiles = (bootstrap.interval(expected_calibration_error.of_sums, gaps, method=each) for each in ("distance", "percentile"))
+        assert 0 <= found.low <= found.value <= found.high
+        covered += found.low <= doubt <= found.high
+        by_percentiles += percentiles.low <= doubt <= percentiles.high
+    assert covered / 300 > 0.93
+    assert doubt > 0.1 or by_percentiles / 300 < 0.5, "the case is worth a test"
+
+
 def test_two_equal_models_differ_as_seldom_as_the_level_says():
     draw, bootstrap = np.random.default_rng(3), Bootstrap(400, n_samples=400, seed=3)
     by_interval, by_p = 0, 0

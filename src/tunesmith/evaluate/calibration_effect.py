@@ -75,10 +75,10 @@ def calibration_effect(
     both = {"before": before, "after": after}
     rows = {when: metric.rows(*check(y, probabilities)) for when, probabilities in both.items()}
     found: dict[str, Any] = {"method": method, "table": {name: dict(row) for name, row in table.items()}}
-    found |= {when: bootstrap.interval(metric.of_sums, own).to_dict() for when, own in rows.items()}
+    found |= {when: metric.interval(bootstrap, own).to_dict() for when, own in rows.items()}
     if fitted:
         of_each = {name: metric.rows(*check(y, probabilities)) for name, probabilities in fitted.items()}
-        found["on_test"] = {name: {"error": bootstrap.interval(metric.of_sums, own).to_dict(), "change": None} for name, own in of_each.items()}
+        found["on_test"] = {name: {"error": metric.interval(bootstrap, own).to_dict(), "change": None} for name, own in of_each.items()}
         changes = {name: bootstrap.difference(metric.of_sums, own, rows["before"]).to_dict() for name, own in of_each.items() if name != "none"}
         for name, change in zip(changes, _corrected([*changes.values()]), strict=True):
             found["on_test"][name]["change"] = change
@@ -152,7 +152,7 @@ def calibration_by(
         bootstrap = Bootstrap(len(y), n_samples=n_samples, level=level, seed=seed, groups=within)
         stated = {"before": softmax(logits), "common": common.probabilities(logits), "own": own.probabilities(logits)}
         rows = {which: metric.rows(y, probabilities) for which, probabilities in stated.items()}
-        errors = {which: bootstrap.interval(metric.of_sums, each).to_dict() for which, each in rows.items()}
+        errors = {which: metric.interval(bootstrap, each).to_dict() for which, each in rows.items()}
         change = bootstrap.difference(metric.of_sums, rows["own"], rows["common"]).to_dict()
         slices.append({**about, "method": own.to_dict()["method"], **errors, "change": change})
     for row, change in zip(slices, _corrected([row["change"] for row in slices]), strict=True):

@@ -112,8 +112,8 @@ def compare(
     uncertain = []
     for name, metric in quality.items():
         rows = {model: metric.rows(*checked[model]) for model in MODELS}
-        metrics[name], differences = _compare_rows(bootstrap, metric.of_sums, rows)
-        for opponent, difference in differences.items():
+        metrics[name] = {model: metric.interval(bootstrap, rows[model]) for model in MODELS}
+        for opponent, difference in _differences(bootstrap, metric.of_sums, rows).items():
             p_value = permutation_test(metric.of_sums, rows["tuned"], rows[opponent], n_samples=n_samples, seed=seed, groups=groups)
             paired[opponent][name] = replace(difference, p_value=p_value)
         # Wilson's interval needs no check.
@@ -138,8 +138,9 @@ def compare(
         _check_names(latencies)
         seconds = {model: np.asarray(latencies[model], dtype=np.float64) for model in MODELS}
         timed = Bootstrap(len(seconds["tuned"]), n_samples=n_samples, level=level, seed=seed)
-        metrics["latency_seconds"], differences = _compare_rows(timed, mean_of_sums, {model: counted(values) for model, values in seconds.items()})
-        for opponent, difference in differences.items():
+        rows = {model: counted(values) for model, values in seconds.items()}
+        metrics["latency_seconds"] = {model: timed.interval(mean_of_sums, own) for model, own in rows.items()}
+        for opponent, difference in _differences(timed, mean_of_sums, rows).items():
             paired[opponent]["latency_seconds"] = difference
 
     against_classical = paired["classical"]["accuracy"]
@@ -196,7 +197,6 @@ def _check_names(given: Mapping[str, ArrayLike]) -> None:
         raise DataError(f"A comparison needs exactly the models {', '.join(MODELS)}. Received: {', '.join(sorted(given)) or 'none'}.")
 
 
-def _compare_rows(bootstrap: Bootstrap, of_sums: OfSums, rows: Mapping[str, FloatArray]) -> tuple[dict[str, Interval], dict[str, Difference]]:
-    """Return model -> interval, and opponent -> tuned minus opponent."""
-    intervals = {model: bootstrap.interval(of_sums, rows[model]) for model in MODELS}
-    return intervals, {opponent: bootstrap.difference(of_sums, rows["tuned"], rows[opponent]) for opponent in ("base", "classical")}
+def _differences(bootstrap: Bootstrap, of_sums: OfSums, rows: Mapping[str, FloatArray]) -> dict[str, Difference]:
+    """Return opponent -> tuned minus opponent."""
+    return {opponent: bootstrap.difference(of_sums, rows["tuned"], rows[opponent]) for opponent in ("base", "classical")}

@@ -153,7 +153,7 @@ def field_effect(
         y, documents = test.y[inside], test.documents[inside]
         bootstrap, error = Bootstrap(len(y), groups=documents, **common), ExpectedCalibrationError(n_bins)
         right = np.column_stack([1 - y, np.ones(len(y))]).astype(np.float64)
-        errors = {when: bootstrap.interval(error.of_sums, error.rows(y, each[inside])) for when, each in (("before", before), ("after", after))}
+        errors = {when: error.interval(bootstrap, error.rows(y, each[inside])) for when, each in (("before", before), ("after", after))}
         rows.append(
             {
                 "field": field,

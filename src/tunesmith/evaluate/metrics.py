@@ -15,12 +15,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tunesmith.errors import DataError
+from tunesmith.evaluate.intervals import Bootstrap, Interval, Method
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -48,7 +49,13 @@ def check(y: ArrayLike, probabilities: ArrayLike) -> tuple[IntArray, FloatArray]
 
 
 class Metric(ABC):
-    """A figure that depends on the records only through sums over them."""
+    """A figure that depends on the records only through sums over them.
+
+    Attributes:
+        method: How its interval is made of resamples, as `intervals.Bootstrap.interval` names it.
+    """
+
+    method: ClassVar[Method] = "percentile"
 
     @abstractmethod
     def rows(self, y: IntArray, probabilities: FloatArray) -> FloatArray:
@@ -69,6 +76,10 @@ class Metric(ABC):
             DataError: see `check`.
         """
         return float(self.of_sums(self.rows(*check(y, probabilities)).sum(axis=0)))
+
+    def interval(self, bootstrap: Bootstrap, rows: FloatArray) -> Interval:
+        """Return the figure of what `rows` returned, with its interval."""
+        return bootstrap.interval(self.of_sums, rows, method=self.method)
 
 
 class Mean(Metric):
@@ -233,6 +244,7 @@ class ExpectedCalibrationError(Metric):
         Posterior Calibration and Exploratory Analysis for Natural Language Processing Models.
     """
 
+    method = "distance"
     n_bins: int = 15
     equal_mass: bool = False
 

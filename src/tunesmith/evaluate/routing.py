@@ -126,8 +126,8 @@ def routing_figures(
         "end_accuracy": {name: share(hits) for name, hits in right.items()},
         "regret": difference("true_routes", "predicted_routes"),
         "gain": difference("predicted_routes", "parent"),
-        "calibration_error": bootstrap.interval(metric.of_sums, metric.rows(y, pick(predicted, probabilities))).to_dict(),
-        **({"calibration_error_before": bootstrap.interval(metric.of_sums, metric.rows(y, pick(predicted, raw))).to_dict()} if raw else {}),
+        "calibration_error": metric.interval(bootstrap, metric.rows(y, pick(predicted, probabilities))).to_dict(),
+        **({"calibration_error_before": metric.interval(bootstrap, metric.rows(y, pick(predicted, raw))).to_dict()} if raw else {}),
         "document_types": [
             {
                 "document_type": str(each),
