@@ -54,7 +54,8 @@ _OWN_HISTORY = (0.7, 1.0, 1.25)
 # side by side, was fitted on two runs of one setting (examples/complaints/encoder.yaml) and held out nothing.
 #
 # The fast pass's were fitted anew on eight runs of the complaints example in the program itself (lengths 180 and 240, batches of 8 and 16, adapters in 20
-# and 30 layers): there 90 MB and a sixth of what is live come on top of what the benchmark's processes hold, whose table they keep within 10 %.
+# and 30 layers): there 90 MB and a sixth of what is live come on top of what the benchmark's processes hold, whose table they keep within 10 %. Whole runs of
+# the example took up to 1.19 times their planned own share (docs/log.md), which the upper end holds.
 #
 # On a GPU torch keeps account of tensors itself, products keep nothing, and what it holds beyond them was 5 to 8 % (benchmarks/gpu.py: a Llama of a billion
 # parameters with and without recomputation; held out were the other rows of its table).
@@ -64,7 +65,7 @@ _HEAP = {"fast": 1.21, "encoder": 2.13, "lora": 1.39, "full": 1.34, "prefix": 1.
 _HEAP_OF_OTHERS = 1.39
 # What passes side by side make the heap grow by in the first 80 steps. Of the plain pass no longer run was measured.
 _GROWTH_BYTES, _GROWTH_STEPS = {"fast": 0.21e9, "plain": 0.0, "gpu": 0.0}, 80
-_MEMORY_SPREAD = {"fast": (0.9, 1.0, 1.1), "plain": (0.9, 1.0, 1.2), "gpu": (0.9, 1.0, 1.15)}
+_MEMORY_SPREAD = {"fast": (0.9, 1.0, 1.2), "plain": (0.9, 1.0, 1.2), "gpu": (0.9, 1.0, 1.15)}
 # How far runs of the same base, strategy and machine are from each other.
 _OWN_MEMORY_SPREAD = (0.95, 1.0, 1.05)
 _RECENT_RUNS = 5
