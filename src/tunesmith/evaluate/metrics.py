@@ -15,13 +15,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tunesmith.errors import DataError
-from tunesmith.evaluate.intervals import Bootstrap, Interval, Method
+
+if TYPE_CHECKING:  # serving applies calibrators without SciPy, which intervals need
+    from tunesmith.evaluate.intervals import Bootstrap, Interval, Method
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
